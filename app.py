@@ -23,7 +23,7 @@ try:
         make_settings,
         read_tables,
     )
-    from sinkscope.setting import Setting, offered
+    from sinkscope.setting import Setting, user_settings
     from sinkscope.setting.serving import NO_TOKEN
     from sinkscope.setting.sources import Sources, from_environment
 except ModuleNotFoundError as missing:
@@ -70,7 +70,7 @@ def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) 
         epilog="Each flag is an environment variable too: --cache-dir is SINKSCOPE_CACHE_DIR.",
     )
     for cls in (ModelSettings, AppSettings):
-        for one in offered(cls):
+        for one in user_settings(cls):
             _add_flag(parser, one)
     parser.add_argument(
         "--no-token", dest="token", action="store_const", const=NO_TOKEN, help="Same as token none."
@@ -88,7 +88,7 @@ def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) 
     path = path if path != Path() else None
     try:
         sources = Sources(
-            {"model": _said(ModelSettings, given), "app": _said(AppSettings, given)},
+            {"model": _given_flags(ModelSettings, given), "app": _given_flags(AppSettings, given)},
             from_environment(SECTIONS, environment),
             read_tables(path) if path else {},
             path,
@@ -99,8 +99,8 @@ def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) 
         parser.error(str(error))
 
 
-def _said(cls: type[Any], given: argparse.Namespace) -> dict[str, Any]:
-    flags = {one.field: getattr(given, one.name) for one in offered(cls)}
+def _given_flags(cls: type[Any], given: argparse.Namespace) -> dict[str, Any]:
+    flags = {one.field: getattr(given, one.name) for one in user_settings(cls)}
     return {name: value for name, value in flags.items() if value is not None}
 
 

@@ -22,7 +22,7 @@ from sinkscope.capture.answer import answer, score_answer
 from sinkscope.capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
 from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
-from sinkscope.capture.run import RunOutOfMemoryError, captured, memory_errors_named
+from sinkscope.capture.run import RunOutOfMemoryError, captured_indices, memory_errors_named
 from sinkscope.capture.stash import QueryStash, stash_run
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace, short
 from sinkscope.config import GenerationSettings, VARSettings
@@ -82,7 +82,7 @@ def generate(
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    captured(handle, settings)  # an error need not wait for another run to end
+    captured_indices(handle, settings)  # an error need not wait for another run to end
     report_token = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock:
         check_memory(handle, inputs, settings)  # here the previous run has released its memory
@@ -115,9 +115,10 @@ def _with_reference(
     """The traces with the generic prompt's row if requested, or with the reason why there is
     none."""
     row, why = _reference(handle, inputs, settings, prefix, stop)
-    said = {"no_reference": why} if why else {}
+    extra = {"no_reference": why} if why else {}
     return tuple(
-        dataclasses.replace(trace, reference=row, extra={**trace.extra, **said}) for trace in traces
+        dataclasses.replace(trace, reference=row, extra={**trace.extra, **extra})
+        for trace in traces
     )
 
 
@@ -198,8 +199,8 @@ def generate_stash(
             stash = stash_run(handle, inputs, settings)
         # No prefix is shared: the answer's pass must be plain SDPA's own.
         row, why = _reference(handle, inputs, settings)
-    said = {"no_reference": why} if why else {}
-    return dataclasses.replace(stash, reference=row, extra={**stash.extra, **said})
+    extra = {"no_reference": why} if why else {}
+    return dataclasses.replace(stash, reference=row, extra={**stash.extra, **extra})
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,8 +221,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         plain, changed = (short(t.text.strip(), 32) for t in (self.baseline, self.var))
-        said = "same text" if self.same_text else f"first_difference {self.first_difference}"
-        return f"Comparison(baseline {plain}, VAR {changed}, {said}, {self.baseline.model.id})"
+        summary = "same text" if self.same_text else f"first_difference {self.first_difference}"
+        return f"Comparison(baseline {plain}, VAR {changed}, {summary}, {self.baseline.model.id})"
 
     def _repr_html_(self) -> str:
         """In a notebook: the inspector (`show`)."""
@@ -304,7 +305,7 @@ def compare(
     settings = settings or GenerationSettings()
     info = handle.info
     validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens, info.heads)
-    captured(handle, settings)
+    captured_indices(handle, settings)
     report_token = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )

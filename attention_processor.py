@@ -45,7 +45,7 @@ __all__ = [
     "sink_mask",
     "sink_score",
     "sink_share",
-    "tokens_looking_at",
+    "tokens_attending_to",
 ]
 
 
@@ -131,7 +131,7 @@ def patch_map(
         rows = rows[:, slots_of("layer", trace.layers, layers)]
         rows = rows[:, :, slots_of("head", trace.heads, heads)]
     else:
-        rows = of_pairs(rows, trace.layers, trace.heads, pairs)
+        rows = for_heads(rows, trace.layers, trace.heads, pairs)
     rows = rows[..., trace.layout.columns(image)]
     values = combine(
         rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float(), reduce
@@ -149,7 +149,7 @@ def patch_map(
     )
 
 
-def of_pairs(rows: Any, layers: Sequence[int], heads: Sequence[int], pairs: Heads) -> Any:
+def for_heads(rows: Any, layers: Sequence[int], heads: Sequence[int], pairs: Heads) -> Any:
     """Single heads of rows (T, L, H, V), of tensors or arrays: (T, pairs, 1, V).
 
     Args:
@@ -245,7 +245,7 @@ def sink_share(trace: Rows) -> torch.Tensor:
     return torch.where(total > 0, held / total.clamp_min(1e-12), torch.zeros_like(total))
 
 
-def tokens_looking_at(
+def tokens_attending_to(
     trace: Rows,
     cells: Sequence[int],
     layers: Sequence[int] | None = None,

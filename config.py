@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
 from sinkscope.setting.images import ImageLimits as ImageLimits
 from sinkscope.setting.serving import AppSettings as AppSettings
+from sinkscope.untrusted import read_toml
 
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
@@ -55,8 +55,7 @@ class ModelSettings:
     )
     device: str = setting(
         "auto",
-        "Where it runs: auto (CUDA where there is one, then MPS, then the CPU), cpu, cuda, cuda:N "
-        "or mps.",
+        "Device: auto (CUDA if there is one, else MPS, else the CPU), cpu, cuda, cuda:N or mps.",
         allowed="auto, cpu, cuda, cuda:N, mps",
     )
     dtype: DType = setting("auto", "Number type of the weights.", label="Number type")
@@ -79,7 +78,7 @@ class ModelSettings:
         left_out="the model's own",
     )
     local_files_only: bool = setting(
-        False, "Never ask a hub; only what is already on disk.", offered=False
+        False, "Never contact a hub; use only what is already on disk.", user_facing=False
     )
     profile: str | None = setting(
         None,
@@ -112,50 +111,52 @@ class ModelSettings:
 class GenerationSettings:
     """How an answer is generated and what of its attention is kept.
 
-    With `decoding` "checkpoint" temperature, top_p, top_k and repetition_penalty must be left
-    alone, only the special tokens of the checkpoint's file count with "ours", and max_new_tokens
-    holds where the file sets no lower limit. The seed is recorded in any case.
+    With `decoding` "checkpoint", temperature, top_p, top_k and repetition_penalty must be left out.
+    With "ours", only the special tokens of the checkpoint's file are used. max_new_tokens holds
+    unless the file sets a lower limit. The seed is always recorded.
     """
 
     max_new_tokens: int = setting(
-        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", usual=(1, 512)
+        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", slider_range=(1, 512)
     )
     decoding: Decoding = setting(
         "ours",
         "How tokens are chosen. ours: only by these settings; checkpoint: as the model's own "
         "generation_config.json says.",
         label="Decoding",
-        called=("as set here", "as the checkpoint says"),
+        choice_labels=("as set here", "as the checkpoint says"),
     )
     temperature: float = setting(
         0.0,
-        "0 is greedy; above, tokens are sampled.",
+        "0: greedy decoding; above 0: sampling.",
         low=0.0,
         high=10.0,
-        usual=(0, 2),
+        slider_range=(0, 2),
         step=0.05,
     )
     top_p: float = setting(
         1.0,
-        "Sampling takes the likeliest tokens that hold this much of the probability.",
+        "Sample only from the most likely tokens that have this total probability.",
         low=0.0,
         above=True,
         high=1.0,
-        usual=(0.01, 1),
+        slider_range=(0.01, 1),
         step=0.01,
     )
     top_k: int = setting(
-        0, "Sampling takes this many of the likeliest tokens; 0 is no limit.", low=0, high=10**6
+        0, "Sample only from this many of the most likely tokens; 0: no limit.", low=0, high=10**6
     )
     repetition_penalty: float = setting(
         1.0,
-        "Above 1, tokens that occurred already become less likely.",
+        "Above 1, tokens that already occurred become less likely.",
         low=0.1,
         high=10.0,
-        usual=(0.5, 2),
+        slider_range=(0.5, 2),
         step=0.01,
     )
-    seed: int = setting(0, "Of sampling and of VAR's random control.", low=0, high=HIGHEST_SEED)
+    seed: int = setting(
+        0, "Seed of sampling and of VAR's random control.", low=0, high=HIGHEST_SEED
+    )
     layers: tuple[int, ...] | None = setting(
         None, "Layers to capture, such as 2-5 or 0,3,7.", left_out="all"
     )
@@ -164,35 +165,35 @@ class GenerationSettings:
     )
     reduce_heads: bool = setting(
         False,
-        "Keep only the mean over the captured heads, as it comes: a trace as many times smaller as "
-        "there are heads. For large jobs.",
-        offered=False,
+        "Keep only the mean over the captured heads: the trace is smaller by their number. "
+        "For large jobs.",
+        user_facing=False,
     )
     prompt_rows: int = setting(
         0,
-        "Keep the rows of so many of the prompt's own tokens after the last image too, the last "
-        "ones; they are read in passing, at prefill.",
+        "Also keep the rows of this many of the prompt's last tokens after the last image; they "
+        "are read at prefill.",
         low=0,
         high=8192,
         unit="tokens",
-        offered=False,
+        user_facing=False,
     )
     reference: bool = setting(
         False,
-        "Pass a generic prompt over the same image too, for relative maps.",
-        offered=False,
+        "Also pass a generic prompt with the same image through the model, for relative maps.",
+        user_facing=False,
     )
     engine: Engine = setting(
         "auto",
-        "What makes the tokens after the first. loop: transformers' generate; graph: one recorded "
-        "step over a static cache (on a CPU the same step, not recorded); auto: graph on CUDA, "
-        "else loop. Both give the same rows, but for rounding.",
+        "How the tokens after the first are generated. loop: by transformers' generate; graph: by "
+        "one recorded step over a static cache (on a CPU the same step, not recorded); auto: graph "
+        "on CUDA, else loop. Both give the same rows, except for rounding.",
         label="Engine",
     )
     compile: bool = setting(
         False,
-        "Compile the text model inside the graph. The first answer of a size waits for that, "
-        "which may take minutes.",
+        "Compile the text model inside the graph. The first answer of each size waits for the "
+        "compilation, which may take minutes.",
         label="Compile the text model",
     )
 
@@ -226,7 +227,7 @@ class VARSettings:
         20.0,
         "Sink score above which an image token is a sink.",
         low=0.0,
-        usual=(0, 60),
+        slider_range=(0, 60),
         step=0.1,
         left_out="that of the model's profile",
     )
@@ -235,23 +236,23 @@ class VARSettings:
         "Part of a sink's attention that stays on it.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     max_sink_share: float = setting(
         0.5,
-        "A head is changed while sinks hold at most this much of its attention on the image.",
+        "A head is changed only if sinks hold at most this share of its attention on the image.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     min_image_mass: float = setting(
         0.2,
-        "A row is changed if at least this much of it is on the image.",
+        "A row is changed only if at least this share of it is on the image.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     dialect: Dialect = setting(
@@ -268,7 +269,7 @@ class VARSettings:
         None,
         "The heads that VAR may change: LAYER.HEAD, such as 4.1,4.3,5.0-2, or a list of heads as "
         "JSON (on the command line also its file).",
-        own=layer_heads,
+        converter=layer_heads,
         name="var_heads",
         label="VAR's heads",
         left_out="all",
@@ -276,15 +277,15 @@ class VARSettings:
     )
     control: Control = setting(
         "none",
-        "random: as many random image tokens are treated as if they were the sinks.",
+        "random: treat as many random image tokens as if they were the sinks.",
         label="Control",
     )
     seed: int = setting(
         0,
-        "Of the control's choice.",
+        "Seed of the control's choice.",
         low=0,
         high=HIGHEST_SEED,
-        offered=False,  # users give one seed, that of generation
+        user_facing=False,  # users give one seed, that of generation
     )
 
     def __post_init__(self) -> None:
@@ -325,8 +326,8 @@ def make_settings(tables: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: naming section, setting, value and what is allowed.
     """
-    made = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
-    return Settings(**made)
+    sections = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
+    return Settings(**sections)
 
 
 def read_tables(path: Path) -> dict[str, Any]:

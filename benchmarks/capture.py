@@ -1,10 +1,11 @@
 """`python -m sinkscope.benchmarks capture`: the cost of capturing attention relative to plain
 generation.
 
-Ways to generate the same answer (`benchmarks.ways`), with both of our engines, run interleaved in
-one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what it
-asks of the device (`benchmarks.launches`). Peak memory is measured in processes of its own; then
-one token's map is read back from a file. Nothing here imports torch before the command runs.
+Several ways to generate the same answer (`benchmarks.variants`), with both of our engines, run
+interleaved in one process. The time of a token is reported with its lower bound
+(`benchmarks.floor`) and its device operations (`benchmarks.launches`). Peak memory is measured in
+separate processes; then one token's map is read back from a file. Nothing here imports torch before
+the command runs.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from sinkscope.benchmarks.options import (
     Threads,
     Warmups,
 )
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
-    from sinkscope.benchmarks.ways import Way
+    from sinkscope.benchmarks.variants import Variant
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
@@ -44,7 +45,8 @@ def capture(
     lengths: Lengths = "256,1024,2048",
     tokens: NewTokens = 32,
     repeats: Annotated[
-        int, typer.Option(min=1, max=999, help="Rounds; the two eager baselines run in each third.")
+        int,
+        typer.Option(min=1, max=999, help="Rounds; the eager baselines run in every third."),
     ] = 6,
     threads: Threads = 1,
     warmups: Warmups = None,
@@ -57,7 +59,7 @@ def capture(
     """Our capture, plain SDPA, eager with hooks, and eager with output_attentions, side by side."""
     from sinkscope.cli.common import clear_errors
 
-    # Read when the libraries load, which is below.
+    # The libraries read them when they load, which is below.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with clear_errors():
         wanted = prompt_lengths(lengths)
@@ -67,7 +69,7 @@ def capture(
 
         from sinkscope.benchmarks import report
 
-        give(result, report.as_table(result), "capture", as_json, output)
+        write_result(result, report.as_table(result), "capture", as_json, output)
         if output is not None:
             report.plot(result, output / "capture.png")
 
@@ -86,19 +88,19 @@ def measure(
     """All measurements, as plain values.
 
     Raises:
-        ValueError: no such device, or a length that holds no image.
+        ValueError: no such device, or a length with no room for an image.
     """
     import torch
 
     from sinkscope.benchmarks.floor import floor
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from sinkscope.benchmarks.ways import WAYS
+    from sinkscope.benchmarks.variants import VARIANTS
 
     _say(f"Building the {shape} shape with random weights")
     handle = prepared_handle(shape, device, dtype, threads)
     dtype = handle.info.dtype
     prompts = {length: build_prompt(handle, length) for length in lengths}
-    for way in WAYS.values():  # what a first call sets up belongs to no measurement
+    for way in VARIANTS.values():  # the set-up of a first call is not measured
         way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     result: dict[str, Any] = {
         "benchmark": "capture",
@@ -139,12 +141,12 @@ def one_length(
         inputs: the prompt.
         tokens: new tokens per run.
         repeats: rounds.
-        warmups: most plain runs before the first round; None: what suits the device.
+        warmups: maximum number of plain runs before the first round; None: depends on the device.
         left_out: names of ways that do not run.
     """
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import launches, timing
-    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.benchmarks.variants import VARIANTS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
@@ -153,7 +155,7 @@ def one_length(
     fits = free is None or matrix_bytes(handle, inputs) < free * 0.6
     ways = {
         name: way
-        for name, way in WAYS.items()
+        for name, way in VARIANTS.items()
         if name not in left_out and (fits or name != "output_attentions")
     }
     _say(f"Prompt of {length}: {', '.join(ways)}")
@@ -167,19 +169,19 @@ def one_length(
 
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(run("plain"), handle.device, most_warmups(warmups, on_a_gpu))
-    for name in ways if on_a_gpu else ():  # recorded, compiled and chosen kernels belong to none
+    for name in ways if on_a_gpu else ():  # recording and compiling are not measured
         run(name)(lambda: None)
-    found = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
+    timings = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
     row: dict[str, Any] = {
         "length": length,
         "vision_tokens": inputs.layout.vision_tokens,
         "forecast_seconds": guess.seconds,
-        "noise": timing.noise(found["plain"], "total"),
+        "noise": timing.noise(timings["plain"], "total"),
         "settled": settled,
         "same_tokens": all(answers[name] == answers["plain"] for name in ("ours", "graph")),
         "ways": {},
     }
-    for name in WAYS:
+    for name in VARIANTS:
         if name in left_out:
             continue
         if name not in ways:
@@ -188,9 +190,9 @@ def one_length(
             continue
         entry: dict[str, Any] = {}
         for part in ("first", "each", "total"):
-            entry[f"{part}_seconds"] = timing.median(found[name], part)
+            entry[f"{part}_seconds"] = timing.median(timings[name], part)
             entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
-                found[name], found["plain"], part
+                timings[name], timings["plain"], part
             )
         asked = partial(_asked, ways[name], handle, inputs)
         entry["asks"] = launches.a_token(asked, handle.device)
@@ -199,8 +201,8 @@ def one_length(
 
 
 def most_warmups(asked: int | None, on_a_gpu: bool) -> int:
-    """How many plain runs there are at most before the first round: a GPU's clock, its kernels and
-    allocator take several to come to rest."""
+    """Maximum number of plain runs before the first round: a GPU's clock, kernels and allocator
+    need several to become stable."""
     if asked is not None:
         return asked
     return 10 if on_a_gpu else 2
@@ -226,7 +228,7 @@ def _memory(
 ) -> dict[str, Any]:
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import memory
-    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.benchmarks.variants import VARIANTS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
@@ -241,7 +243,7 @@ def _memory(
     if not memory.supported(device):
         entry["skipped"] = "peaks of a CPU run are read from /proc, which this system lacks"
         return entry
-    for name in (name for name in WAYS if name != "again"):
+    for name in (name for name in VARIANTS if name != "again"):
         _say(f"Peak memory at {length}: {name}")
         try:
             entry["peak_bytes"][name] = memory.peak_extra(
@@ -286,5 +288,5 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _asked(way: Way, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
+def _asked(way: Variant, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
     return way(handle, inputs, count, lambda: None)

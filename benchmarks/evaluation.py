@@ -1,10 +1,10 @@
 """`python -m sinkscope.benchmarks evaluation`: the cost of a pair of default and VAR relative to
 default.
 
-The same questions about the same drawn scenes go to the same model by default alone, by default and
-VAR as one pair, by both one after the other, and by a sweep; interleaved in one process. Ratios are
-medians over rounds of a way's time by that of default alone in the same round. Nothing here imports
-torch before the command runs.
+The same questions about the same drawn scenes are asked with default alone, with default and VAR as
+one pair, with both one after the other, and with a sweep, interleaved in one process. A ratio is
+the median over rounds of the time divided by that of default alone in the same round. Nothing here
+imports torch before the command runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.benchmarks.options import AsJson, Device, DTypeName, Rounds, Threads
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.config import GenerationSettings
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sinkscope.evaluation.methods import Method
     from sinkscope.models.loading import ModelHandle
 
-WAYS = {
+VARIANTS = {
     "default": "default alone (the unit)",
     "pair": "default and var, one pair",
     "apart": "default, then var by itself",
@@ -43,21 +43,21 @@ def evaluation(
     repeats: Rounds = 7,
     threads: Threads = 1,
     batch_tokens: Annotated[
-        int, typer.Option(min=0, help="Of a batch, as of `evaluate run`; 0: no batches.")
+        int, typer.Option(min=0, help="Tokens of a batch, as in `evaluate run`; 0: no batches.")
     ] = 16_384,
     as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.txt.")
     ] = None,
 ) -> None:
-    """Several methods on the same questions against the plain model on them."""
+    """Several methods on the same questions, compared with the plain model."""
     from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with clear_errors():
         check_folder(output)
         result = measure(model, device, dtype, questions, repeats, threads, batch_tokens)
-        give(result, table(result), "evaluation", as_json, output)
+        write_result(result, table(result), "evaluation", as_json, output)
 
 
 def measure(
@@ -83,9 +83,9 @@ def measure(
     from sinkscope.benchmarks.shapes import device_name
     from sinkscope.config import GenerationSettings, ModelSettings
     from sinkscope.evaluation.base import Question
+    from sinkscope.evaluation.method_specs import parse_methods
     from sinkscope.evaluation.methods import resolve
     from sinkscope.evaluation.tasks.demo import TASK
-    from sinkscope.evaluation.wanted import wanted_methods
     from sinkscope.models.loading import load_model
 
     torch.set_num_threads(threads)
@@ -96,7 +96,7 @@ def measure(
     settings = GenerationSettings(max_new_tokens=TASK.protocols[0].max_new_tokens)
 
     def methods(*texts: str, sweeps: tuple[str, ...] = ()) -> tuple[Method, ...]:
-        return resolve(wanted_methods(texts, sweeps), handle.profile, handle.info)
+        return resolve(parse_methods(texts, sweeps), handle.profile, handle.info)
 
     plain, pair = methods("default"), methods("default", "var")
     passes: dict[str, list[tuple[Method, ...]]] = {
@@ -107,12 +107,13 @@ def measure(
         "sweep": [methods("default", "var", sweeps=("keep=0,0.3,0.6",))],
     }
     runs = {
-        name: partial(_run, handle, items, settings, batch_tokens, passes[name]) for name in WAYS
+        name: partial(_run, handle, items, settings, batch_tokens, passes[name])
+        for name in VARIANTS
     }
-    for run in runs.values():  # what a first call sets up belongs to no measurement
+    for run in runs.values():  # the set-up of a first call is not measured
         run(lambda: None)
-    found = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(found, "default")
+    timings = timing.rounds(runs, repeats, handle.device)
+    ways = timing.totals(timings, "default")
     return {
         "benchmark": "evaluation",
         "model": handle.info.id,
@@ -123,7 +124,7 @@ def measure(
         "repeats": repeats,
         "batch_tokens": batch_tokens,
         "torch": torch.__version__,
-        "noise": timing.noise(found["default"], "total"),
+        "noise": timing.noise(timings["default"], "total"),
         "ways": ways,
         "target": TARGET,
     }
@@ -162,7 +163,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
     ]
-    for name, what in WAYS.items():
+    for name, what in VARIANTS.items():
         way = result["ways"][name]
         lines.append(
             f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"

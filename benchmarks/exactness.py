@@ -1,7 +1,7 @@
-"""The distance of captured rows from those of eager attention, compared with that of plain SDPA's
-logits from eager's: what half precision alone moves.
+"""The distance of captured rows from those of eager attention, compared with the distance of plain
+SDPA's logits from eager's, which is the effect of half precision alone.
 
-All of it on one text, the answer that the captured run gave: so the choice of tokens does not
+Everything is computed on one text, the answer of the captured run, so the choice of tokens does not
 matter.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.attention_extractor import generate
-from sinkscope.benchmarks.ways import EngineName, check_engine, with_attention
+from sinkscope.benchmarks.variants import EngineName, check_engine, with_attention
 from sinkscope.capture.run import on_device
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
@@ -76,8 +76,8 @@ def _share(apart: Tensor, of: Tensor) -> float:
 def _with_answer(inputs: PromptInputs, answer: list[int]) -> dict[str, Tensor]:
     """The prompt's tensors with all answer tokens but the last, which predicts nothing."""
     behind = len(answer) - 1
-    made = dict(inputs.tensors)
-    made["input_ids"] = torch.cat([made["input_ids"], torch.tensor([answer[:behind]])], 1)
+    tensors = dict(inputs.tensors)
+    tensors["input_ids"] = torch.cat([tensors["input_ids"], torch.tensor([answer[:behind]])], 1)
     for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-        made[name] = torch.nn.functional.pad(made[name], (0, behind), value=value)
-    return made
+        tensors[name] = torch.nn.functional.pad(tensors[name], (0, behind), value=value)
+    return tensors

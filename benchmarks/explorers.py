@@ -1,9 +1,9 @@
-"""`python -m sinkscope.benchmarks explorers`: what a running job costs those who explore.
+"""`python -m sinkscope.benchmarks explorers`: how much a running job slows the requests of others.
 
 Requests of the page are timed while nothing runs, while a job runs in the server that answers them,
-and while the same job runs in a second process beside it. The last is what a model's process of its
-own would leave: both compute on the same cores, but share no interpreter lock. All states take
-turns in each round, so that another program on the machine meets all of them alike.
+and while the same job runs in a second process. The last is what remains if the model has a
+separate process: both compute on the same cores, but share no interpreter lock. Each round has all
+states, so other programs on the machine affect all of them equally.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.benchmarks.options import AsJson, Switch
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
-# (what runs, in which process): "here" serves the requests, "beside" is the second one.
+# (what runs, in which process): "here" serves the requests, "beside" is the second process.
 STATES = (
     ("idle", "here"),
     ("answer", "here"),
@@ -45,7 +45,7 @@ API = "/gradio_api"
 def explorers(
     rounds: Annotated[int, typer.Option(min=1, max=99, help="Rounds of all states.")] = 4,
     threads: Annotated[
-        int, typer.Option(min=0, max=1024, help="CPU threads of torch. 0: as the app has them.")
+        int, typer.Option(min=0, max=1024, help="CPU threads of torch. 0: the app's.")
     ] = 0,
     switch: Switch = 0,
     as_json: AsJson = False,
@@ -53,13 +53,13 @@ def explorers(
         Path | None, typer.Option(help="Folder for explorers.json and explorers.txt.")
     ] = None,
 ) -> None:
-    """Requests of explorers beside a running job, against the same without one."""
+    """Requests of the page while a job runs, compared with the same without one."""
     from sinkscope.cli.common import clear_errors
 
     with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, switch)
-        give(result, table(result), "explorers", as_json, output)
+        write_result(result, table(result), "explorers", as_json, output)
 
 
 def measure(
@@ -77,10 +77,10 @@ def measure(
     times: dict[str, dict[str, list[list[float]]]] = {
         _name(*state): {kind: [] for kind in requests} for state in STATES
     }
-    with _server(threads, switch) as here, _server(threads, switch) as beside:
-        servers = {"here": here, "beside": beside}
-        for kind in requests:  # what a first request sets up belongs to no measurement
-            ASK[kind](here)
+    with _server(threads, switch) as busy_server, _server(threads, switch) as beside:
+        servers = {"here": busy_server, "beside": beside}
+        for kind in requests:  # the set-up of a first request is not measured
+            ASK[kind](busy_server)
         for number in range(rounds):
             turn = number % len(STATES)
             for what, where in (*STATES[turn:], *STATES[:turn]):
@@ -88,13 +88,13 @@ def measure(
                     server.turn(what if place == where else "idle")
                 time.sleep(SETTLE_SECONDS)
                 for kind, count in requests.items():
-                    own: list[float] = []
+                    busy_times: list[float] = []
                     for _ in range(count):
                         began = time.perf_counter()
-                        ASK[kind](here)
-                        own.append(time.perf_counter() - began)
-                    times[_name(what, where)][kind].append(own)
-        about = here.about
+                        ASK[kind](busy_server)
+                        busy_times.append(time.perf_counter() - began)
+                    times[_name(what, where)][kind].append(busy_times)
+        about = busy_server.about
     return {
         "processors": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -114,11 +114,12 @@ def _name(what: str, where: str) -> str:
 
 
 def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, float]:
-    """Of all rounds; `ratio` is the median over rounds of the round's median by the idle one."""
+    """Over all rounds; `ratio` is the median over rounds of the round's median divided by the idle
+    one."""
     ordered = sorted(one for rounds in times for one in rounds)
     by = [
-        statistics.median(own) / statistics.median(still)
-        for own, still in zip(times, idle, strict=True)
+        statistics.median(busy) / statistics.median(still)
+        for busy, still in zip(times, idle, strict=True)
     ]
     return {
         "median": statistics.median(ordered),
@@ -144,7 +145,7 @@ class _Server:
             raise RuntimeError("the server of the benchmark has ended")
 
     def send(self, method: str, path: str, content: Any = None) -> bytes:
-        """The body of an answer, to its end.
+        """The whole body of an answer.
 
         Raises:
             RuntimeError: the server refuses the request.
@@ -161,7 +162,7 @@ class _Server:
         return data
 
     def ask(self, function: str, question: dict[str, Any]) -> dict[str, Any]:
-        """A question of the inspector, which waits in no queue."""
+        """A question of the inspector, which does not queue."""
         content = {
             "component_id": self.about["inspector"],
             "fn_name": function,
@@ -174,7 +175,7 @@ class _Server:
         return answer
 
     def call(self, endpoint: str, **given: Any) -> None:
-        """An endpoint of the API, which waits in Gradio's queue; the rest as its defaults say."""
+        """An endpoint of the API, which waits in Gradio's queue; other arguments keep defaults."""
         path = f"{API}/call/{endpoint}"
         if not self.endpoints:
             self.endpoints = json.loads(self.send("GET", f"{API}/info"))["named_endpoints"]
@@ -241,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
     """The whole result for a terminal."""
     states = result["states"]
     lines = [
-        f"Requests of explorers beside a job: bundled model, {result['device']}, "
+        f"Requests of the page during a job: bundled model, {result['device']}, "
         f"{result['threads']} torch threads, switch interval {result['switch_ms']:g} ms, "
         f"{result['processors']} processors, {result['rounds']} rounds, load {result['load']:.1f} "
         "at the end",
@@ -254,14 +255,14 @@ def table(result: dict[str, Any]) -> str:
         for state, kinds in states.items():
             what, _, where = state.partition(" ")
             words = "nothing runs" if what == "idle" else f"{WORDS[what]} {where}"
-            own = kinds[kind]
+            times = kinds[kind]
             lines.append(
-                f"  {words:<24}{1000 * own['median']:>7.0f} ms{1000 * own['p95']:>7.0f} ms"
-                f"{own['ratio']:>9.2f}"
+                f"  {words:<24}{1000 * times['median']:>7.0f} ms{1000 * times['p95']:>7.0f} ms"
+                f"{times['ratio']:>9.2f}"
             )
     lines += [
         "",
         "here: in the server that answers; beside: in another process on the same cores",
-        "× idle: median over the rounds of the round's median by the idle one's",
+        "× idle: median over the rounds of the round's median divided by the idle one's",
     ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """The app in its own process, for `benchmarks explorers`: the page, and jobs on command.
 
-A line on standard input says what runs from now on: `idle`, `answer`, `sinks` or `file`, again and
-again until the next line. The first line of output says where the page is, every other one that
-what was asked for has begun.
+A line on standard input selects what runs from then on: `idle`, `answer`, `sinks` or `file`,
+repeatedly until the next line. The first line of output is the page's address; each later line
+confirms that the selected job has begun.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(threads: int, switch: float) -> None:
 
     Args:
         threads: of torch; 0 leaves what the app has.
-        switch: milliseconds after which a thread is asked for the interpreter lock; 0 likewise.
+        switch: the interpreter's switch interval in milliseconds; 0 likewise.
     """
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     import torch
@@ -67,7 +67,7 @@ def main(threads: int, switch: float) -> None:
 
 
 class _Busy:
-    """Jobs of one kind, one after another, as the page's own handlers run them."""
+    """Jobs of one kind, one after the other, run by the page's own handlers."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -80,10 +80,10 @@ class _Busy:
         }
 
     def turn(self, kind: str) -> None:
-        """End what runs, wait for its end, and begin the other until it computes.
+        """End the running job, wait for its end, begin the other, and wait until it computes.
 
         Raises:
-            RuntimeError: what should have run has ended by itself.
+            RuntimeError: the job that should run has ended by itself.
         """
         if self._thread is not None and not self._thread.is_alive():
             raise RuntimeError("the job that was to be measured has failed")
@@ -96,18 +96,18 @@ class _Busy:
             self._thread = None
         if kind == "idle":
             return
-        self._over, begun = threading.Event(), threading.Event()
+        self._over, started = threading.Event(), threading.Event()
         make = self._kinds[kind]
-        self._thread = threading.Thread(target=self._repeat, args=(make, self._over, begun))
+        self._thread = threading.Thread(target=self._repeat, args=(make, self._over, started))
         self._thread.start()
-        if not begun.wait(120):
+        if not started.wait(120):
             raise RuntimeError(f"{kind} did not begin")
 
-    def _repeat(self, make: Any, over: threading.Event, begun: threading.Event) -> None:
+    def _repeat(self, make: Any, over: threading.Event, started: threading.Event) -> None:
         while not over.is_set():
             values = make()
             for _ in values:
-                begun.set()
+                started.set()
                 if over.is_set():
                     values.close()
                     break
@@ -121,7 +121,7 @@ class _Busy:
         example = read_examples()[0]
         component = self._app.handlers.component
         path = save_bytes_to_cache(example.image.read_bytes(), "a.png", component.GRADIO_CACHE)
-        asked = Request(path, example.prompt, compare=True, said={"max_new_tokens": 64})
+        asked = Request(path, example.prompt, compare=True, values={"max_new_tokens": 64})
         yield from self._app.handlers.generate(asked, SESSION)
 
     def _sinks(self) -> Iterator[Any]:
@@ -133,18 +133,18 @@ class _Busy:
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
         from sinkscope.jobs.runner import Done
-        from sinkscope.web.explore.exporting import EXPORT, Wanted, make_files
+        from sinkscope.web.explore.exporting import EXPORT, ExportRequest, make_files
 
         handlers = self._app.handlers
         run = handlers.store.get(handlers.component.value["run"])
-        wanted = Wanted("gif", View(difference=True))
+        wanted = ExportRequest("gif", View(difference=True))
 
         def work(job: Any) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 make_files(run, wanted, Path(folder), **job.hooks, drawn_by=handlers.drawing)
 
         job = handlers.runner.job(SESSION, EXPORT)
-        with suppress(Stopped):  # it is asked for between two states
+        with suppress(Stopped):  # it is checked between two states
             for event in handlers.runner.run(job, work, waits=False):
                 if isinstance(event, Done) or event.done:  # a frame: the process has loaded
                     yield event

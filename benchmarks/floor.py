@@ -1,6 +1,6 @@
-"""The least that a token can cost: every weight of the text model is read once.
+"""The lower bound of a token's time: every weight of the text model is read once.
 
-How fast a device reads is measured, by copying a large buffer: twice its bytes pass.
+The device's reading speed is measured by copying a large buffer, which moves twice its bytes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ REPEATS = 5
 
 
 def weight_bytes(handle: ModelHandle) -> int:
-    """Bytes of the weights that one new token needs: layers, norms and output head; of the
-    embedding it reads one row."""
+    """Bytes of the weights that one new token needs: layers, norms and output head; only one row
+    of the embedding is read."""
     embedding = {id(weight) for weight in handle.model.get_input_embeddings().parameters()}
     needed = {
         id(weight): weight.nbytes
         for weight in handle.stack.language_model.parameters()
         if id(weight) not in embedding
     }
-    # A tied head is the embedding, and is read whole.
+    # A tied head is the embedding, and all of it is read.
     needed.update({id(weight): weight.nbytes for weight in handle.stack.output_head.parameters()})
     return sum(needed.values())
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes, the fastest of a few."""
+    """Bytes per second that a copy reads and writes, in the fastest of a few tries."""
     size = COPIED["cuda" if device.type == "cuda" else "cpu"]
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
@@ -47,7 +47,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def floor(handle: ModelHandle) -> dict[str, Any]:
-    """`weight_bytes`, `bandwidth` in bytes per second, and `seconds` a token that follow."""
+    """`weight_bytes`, `bandwidth` in bytes per second, and the resulting `seconds` per token."""
     needed, speed = weight_bytes(handle), bandwidth(handle.device)
     return {"weight_bytes": needed, "bandwidth": speed, "seconds": needed / speed}
 

@@ -1,9 +1,9 @@
-"""`python -m sinkscope.benchmarks gpu`: every check that wants a GPU, in one run with one JSON.
+"""`python -m sinkscope.benchmarks gpu`: every check that needs a GPU, in one run with one JSON.
 
-`benchmarks/on_gpu.sh` makes the folder that is loaded and calls this. The file is written after
-each check, a failing check is reported and the others still run, and checks that no longer fit into
-the time is left out and named. `--plan tiny` goes the same way on a CPU in a minute or two. Nothing
-here imports torch before the command runs.
+`benchmarks/on_gpu.sh` makes the model folder and calls this. The file is written after each check;
+a failing check is reported and the others still run; checks that no longer fit into the time are
+left out and named. `--plan tiny` does the same on a CPU in a minute or two. Nothing here imports
+torch before the command runs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def gpu(
         Path | None, typer.Option(help="A model folder to load, ask, compare and search.")
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.1, max=600, help="What does not fit into them is left out.")
+        float, typer.Option(min=0.1, max=600, help="Checks that do not fit into them are left out.")
     ] = 7.5,
     only: Annotated[str, typer.Option(help="Names of checks.", metavar="LIST")] = "",
 ) -> None:
-    """All checks that want a GPU: both engines, VAR, comparing, finding, memory, exactness."""
+    """All checks that need a GPU: both engines, VAR, comparing, finding, memory, exactness."""
     from sinkscope.cli.common import clear_errors
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
@@ -66,7 +66,7 @@ def _run(bench: Any, checks: list[Any], minutes: float, output: Path) -> dict[st
             started = time.monotonic()
             try:
                 entry = check.run(bench)
-            except Exception as error:  # one that fails must not take the others with it
+            except Exception as error:  # a failing check must not stop the others
                 entry = {"error": f"{type(error).__name__}: {error}"}
             bench.let_go()
             entry["seconds"] = time.monotonic() - started
@@ -84,9 +84,7 @@ def _summary(result: dict[str, Any]) -> str:
         f"{result['seconds']:.0f} s"
     ]
     if not result["judged"]:
-        lines.append(
-            "Goals are those of a GPU of the H100 class: what is aimed at is not judged here."
-        )
+        lines.append("Goals are for a GPU of the H100 class; they are not judged here.")
     for name, entry in result["checks"].items():
         if "error" in entry or "skipped" in entry:
             lines.append(
@@ -98,6 +96,6 @@ def _summary(result: dict[str, Any]) -> str:
         for goal in entry.get("goals", ()):
             met = "" if goal["met"] is None else "  met" if goal["met"] else "  NOT MET"
             lines.append(
-                f"  {goal['what']:44} {goal['value']:>10.4g}   aimed at: {goal['most']:g}{met}"
+                f"  {goal['what']:44} {goal['value']:>10.4g}   goal: {goal['most']:g}{met}"
             )
     return "\n".join(lines)

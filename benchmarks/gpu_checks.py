@@ -1,7 +1,7 @@
-"""The checks of `benchmarks gpu`: each a function that gives plain values, and a row of `CHECKS`.
+"""The checks of `benchmarks gpu`: each a function that returns plain values, and a row of `CHECKS`.
 
-What is aimed at (`goals`) is what the project asks of a GPU of the H100 class; on a CPU, and on
-shapes that are tiny, figures are given without saying whether they reach it.
+`goals` are the project's targets on a GPU of the H100 class. On a CPU, and with tiny shapes,
+figures are given without saying whether they meet their goal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sinkscope.benchmarks.floor import floor
 from sinkscope.benchmarks.gpu_folder import check_folder
 from sinkscope.benchmarks.gpu_memory import peaks
 from sinkscope.benchmarks.shapes import build_handle, build_prompt, device_name
-from sinkscope.benchmarks.ways import EngineName
+from sinkscope.benchmarks.variants import EngineName
 from sinkscope.models.loading import ModelHandle
 
 
@@ -31,12 +31,12 @@ class Plan:
     """Sizes of a whole run.
 
     Attributes:
-        name: as it is asked for.
+        name: as given on the command line.
         small, large: shape, prompt length and new tokens of the two models.
         exact: shape, prompt length and new tokens of the rows against eager.
-        batch: samples in a pass, of finding.
+        batch: samples per pass when finding sinks.
         repeats: rounds.
-        warmups: most plain runs before the first round.
+        warmups: maximum number of plain runs before the first round.
     """
 
     name: str
@@ -56,11 +56,11 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Goals:
-    """What ratios are to be at most, for one of the two models.
+    """The largest allowed ratios, for one of the two models.
 
     Attributes:
-        capture, var: by what is measured.
-        sinks: finding, a batch by a plain pass of it.
+        capture, var: by quantity.
+        sinks: finding, a batch divided by a plain pass of it.
     """
 
     capture: dict[str, float]
@@ -85,12 +85,12 @@ Size = Literal["small", "large"]
 
 
 class Bench:
-    """A run of the checks: builds models, one at a time, and lets them go.
+    """A run of the checks: builds models, one at a time, and releases them.
 
     Args:
         plan: the sizes.
         device: `cpu` or `cuda`.
-        folder: of a model to load, where there is one.
+        folder: of a model to load, if there is one.
 
     Raises:
         ValueError: torch finds no such device.
@@ -105,7 +105,7 @@ class Bench:
     def handle(
         self, shape: str, dtype: torch.dtype | None = None, layers: int | None = None
     ) -> ModelHandle:
-        """A random-weight model; the one of before where it is the same."""
+        """A random-weight model; the previous one if it is the same."""
         dtype = dtype or (torch.bfloat16 if self.device == "cuda" else torch.float32)
         what = (shape, dtype, layers)
         if self._held is None or self._held[0] != what:
@@ -125,17 +125,17 @@ class Bench:
             torch.cuda.empty_cache()
 
     def forget(self) -> None:
-        """Let go of the model, too."""
+        """Release the model as well."""
         self._held = None
         self.let_go()
 
     @property
     def judged(self) -> bool:
-        """Whether goals are to be judged: only on a GPU and with the real shapes."""
+        """Whether goals are judged: only on a GPU and with the real shapes."""
         return self.device == "cuda" and self.plan.name == "full"
 
     def machine(self) -> dict[str, Any]:
-        """What it ran on."""
+        """The machine and the library versions."""
         about: dict[str, Any] = {
             "device": device_name(self.device),
             "torch": torch.__version__,
@@ -178,7 +178,7 @@ def _capture(bench: Bench, size: Size) -> dict[str, Any]:
         "goals": [
             bench.goal("capture (graph) / plain", graph["total_ratio"], goals["total"]),
             bench.goal("to the first token (graph) / plain", graph["first_ratio"], goals["first"]),
-            bench.goal("plain again / plain, off 1 by", abs(again["total_ratio"] - 1), 0.05),
+            bench.goal("plain again / plain, distance from 1", abs(again["total_ratio"] - 1), 0.05),
         ],
     }
 
@@ -221,16 +221,16 @@ def _sinks(bench: Bench, size: Size) -> dict[str, Any]:
     batch = plan.batch if shape != "7b" else max(1, plan.batch // 4)
     alone = sinks.one_length(handle, prompt, 1, plan.repeats, plan.warmups)
     together = sinks.one_length(handle, prompt, batch, plan.repeats, plan.warmups)
-    found = together["ways"]["received"]
+    received = together["ways"]["received"]
     return {
         "shape": shape,
         "alone": alone,
         "together": together,
         "goals": [
-            bench.goal("finding, a batch / plain pass of it", found["ratio"], most),
+            bench.goal("finding, a batch / plain pass of it", received["ratio"], most),
             bench.goal(
                 "finding, a batch / plain passes one by one",
-                found["ratio"] / together["ways"]["single_forwards"]["ratio"],
+                received["ratio"] / together["ways"]["single_forwards"]["ratio"],
                 most,
             ),
         ],
@@ -240,18 +240,18 @@ def _sinks(bench: Bench, size: Size) -> dict[str, Any]:
 def _memory(bench: Bench) -> dict[str, Any]:
     shape, length, tokens = bench.plan.small
     handle = bench.handle(shape)
-    found = peaks(handle, build_prompt(handle, length), tokens)
+    peak = peaks(handle, build_prompt(handle, length), tokens)
     room = 96 * 2**20
     goals = [
         bench.goal(
             f"{name}: bytes beyond plain and histories",
-            float(found["peak_bytes"][name] - found["peak_bytes"]["plain"] - allowed),
+            float(peak["peak_bytes"][name] - peak["peak_bytes"]["plain"] - allowed),
             room,
         )
-        for name, allowed in found["allowed_bytes"].items()
-        if found["peak_bytes"]
+        for name, allowed in peak["allowed_bytes"].items()
+        if peak["peak_bytes"]
     ]
-    return {**found, "goals": goals}
+    return {**peak, "goals": goals}
 
 
 def _exact(bench: Bench) -> dict[str, Any]:
@@ -262,19 +262,19 @@ def _exact(bench: Bench) -> dict[str, Any]:
     whole = bench.handle(shape, half)
     prompt = build_prompt(whole, length)
     engines: tuple[EngineName, ...] = ("loop", "graph")
-    found = {name: rows_against_eager(whole, prompt, tokens, name) for name in engines}
+    differences = {name: rows_against_eager(whole, prompt, tokens, name) for name in engines}
     return {
         "float32": two_layers,
-        "bfloat16": found,
+        "bfloat16": differences,
         "goals": [
             bench.goal("float32, two layers: largest", two_layers["rows_largest"], 1e-3),
             *(
                 bench.goal(
-                    f"bfloat16, {name}: rows (aimed at: SDPA's logits)",
+                    f"bfloat16, {name}: rows (goal: SDPA's logits)",
                     one["rows_relative"],
                     one["logits_relative"],
                 )
-                for name, one in found.items()
+                for name, one in differences.items()
             ),
         ],
     }
@@ -292,10 +292,10 @@ class Check:
     """One check.
 
     Attributes:
-        name: of it in the JSON.
-        what: in words.
-        seconds: about how long it takes on a GPU of the H100 class.
-        run: does it.
+        name: its name in the JSON.
+        what: a description.
+        seconds: approximate time on a GPU of the H100 class.
+        run: runs the check.
     """
 
     name: str
@@ -312,7 +312,7 @@ CHECKS = (
         partial(_capture, size="small"),
     ),
     Check("var", "VAR and comparing, both engines", 80, partial(_var, size="small")),
-    Check("sinks", "finding, one sample and a batch in a pass", 20, partial(_sinks, size="small")),
+    Check("sinks", "finding, one sample and a batch per pass", 20, partial(_sinks, size="small")),
     Check("memory", "peak memory of each way", 30, _memory),
     Check("exact", "rows against eager: float32 of two layers, bfloat16 of all", 30, _exact),
     Check(

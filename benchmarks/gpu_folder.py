@@ -1,4 +1,4 @@
-"""A model folder from the disk through everything a user does with it, timed by the wall."""
+"""A model folder from the disk, with everything a user does with it, in wall time."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PIXELS = 448 * 448  # of the image, after resizing: 256 vision tokens
 def check_folder(folder: Path, device: str) -> dict[str, Any]:
     """Load, ask, compare, compare again with another setting, and search for sinks.
 
-    The weights may be random, so what is said and found means nothing; that it is said and found,
-    and how long it takes, is what is looked at.
+    The weights may be random, so answers and findings mean nothing. This measures that everything
+    works, and how long it takes.
 
     Raises:
-        RuntimeError: something that must hold whatever the weights are does not.
+        RuntimeError: something that must hold for any weights does not hold.
     """
     seconds: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ def check_folder(folder: Path, device: str) -> dict[str, Any]:
         raise RuntimeError("Another setting of VAR did not reuse the prefix.")
     samples = [Sample(f"sample {index}", (_image(index),)) for index in range(SAMPLES)]
     quick = FindSettings(bootstrap=200, halves=20, max_pixels=PIXELS)
-    found = timed("find", lambda: find(handle, samples, quick))
+    findings = timed("find", lambda: find(handle, samples, quick))
     return {
         "folder_bytes": sum(file.stat().st_size for file in folder.iterdir()),
         "layers": handle.info.layers,
@@ -75,8 +75,8 @@ def check_folder(folder: Path, device: str) -> dict[str, Any]:
         "answer_tokens": len(trace.tokens),
         "engine": dict(trace.extra.get("engine", {"used": "loop"})),
         "var_changed": bool(pair.var.var and pair.var.var["changed"]),
-        "samples": len(found.samples),
-        "dims": list(found.dims),
+        "samples": len(findings.samples),
+        "dims": list(findings.dims),
         "work_seconds": seconds,
     }
 

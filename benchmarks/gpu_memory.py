@@ -1,7 +1,7 @@
 """Peak memory of each way on a GPU, one after the other in this process.
 
-What is allocated there is known to the byte, so no process of its own is needed; what the way
-before has kept (recorded steps) is dropped first, and counts where it is made.
+A GPU's allocations are known to the byte, so no separate processes are needed. What the previous
+way has kept (recorded steps) is dropped first, so it counts for the way that makes it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from sinkscope.attention_extractor import compare, forecast
-from sinkscope.benchmarks.ways import graph, ours, plain
+from sinkscope.benchmarks.variants import graph, ours, plain
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 
 
 def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, Any]:
-    """Bytes above what was there before.
+    """Bytes beyond those allocated before the run.
 
     Returns:
-        `peak_bytes` of each way, empty on a CPU; `allowed_bytes`: what a way may hold beyond plain
-        generation, its histories and for comparing another set of keys and values.
+        `peak_bytes` of each way, empty on a CPU; `allowed_bytes`: what a way may take beyond
+        plain generation: its histories, and for comparing another set of keys and values.
     """
     payload = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens)).payload_bytes
     layers = tuple(range(handle.info.layers))
@@ -40,21 +40,21 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         "compare": both,
     }
     keys = _key_bytes(handle, inputs.layout.length + tokens)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "payload_bytes": payload,
         "key_bytes": keys,
         "allowed_bytes": {"ours": payload, "graph": payload, "compare": 2 * payload + keys},
         "peak_bytes": {},
     }
     if handle.device.type != "cuda":
-        found["skipped_peaks"] = "on a CPU, see `benchmarks capture`"
+        result["skipped_peaks"] = "on a CPU, see `benchmarks capture`"
         for way in ways.values():
             way()
-        found["allowed_bytes"] = {}
-        return found
+        result["allowed_bytes"] = {}
+        return result
     for name, way in ways.items():
         handle.kept.clear()
-        way()  # what a first call sets up for good belongs to none
+        way()  # what a first call sets up permanently is not measured
         handle.kept.clear()
         gc.collect()
         torch.cuda.empty_cache()
@@ -62,9 +62,9 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         before = torch.cuda.memory_allocated()
         way()
         torch.cuda.synchronize()
-        found["peak_bytes"][name] = torch.cuda.max_memory_allocated() - before
+        result["peak_bytes"][name] = torch.cuda.max_memory_allocated() - before
     handle.kept.clear()
-    return found
+    return result
 
 
 def _key_bytes(handle: ModelHandle, positions: int) -> int:

@@ -1,8 +1,8 @@
-"""What a run asks of its device for each token: launches, copies and waits on a GPU, dispatched
+"""The device operations of a run per token: launches, copies and waits on a GPU, dispatched
 operations on a CPU. Counted, not timed.
 
-Two runs of different length are counted, and their difference is shared by the tokens that the
-longer one has more: so the prompt and the end of a run do not count.
+Two runs of different length are counted, and the difference is divided by the number of additional
+tokens, so the prompt and the end of a run do not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, n
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHORT, LONG = 2, 6  # tokens
-# What CUDA's runtime calls say in a profile, by how their names begin.
+# The CUDA runtime calls of a profile, by the beginning of their names.
 CALLS = {
     "launches": ("cudaLaunch", "cuLaunch"),
     "graphs": ("cudaGraphLaunch", "cuGraphLaunch"),
@@ -26,22 +26,22 @@ CALLS = {
 
 
 def a_token(run: Callable[[int], object], device: torch.device) -> dict[str, float]:
-    """Counts for each token.
+    """Counts per token.
 
     Args:
-        run: makes an answer of so many tokens; it is called twice for each length.
-        device: where.
+        run: generates an answer of the given number of tokens; called twice for each length.
+        device: where it runs.
 
     Returns:
-        On a GPU `launches`, `graphs`, `copies`, `waits` and `kernels`, those inside of graphs
-        included; on a CPU `operations`, without those that only make a view.
+        On a GPU `launches`, `graphs`, `copies`, `waits` and `kernels`, including those in
+        graphs; on a CPU `operations`, without those that only make a view.
     """
     count = _on_a_gpu if device.type == "cuda" else _on_a_cpu
-    found = []
+    counts = []
     for tokens in (SHORT, LONG):
-        run(tokens)  # what a first run sets up or records belongs to none
-        found.append(count(run, tokens))
-    short, long = found
+        run(tokens)  # the set-up and recording of a first run does not count
+        counts.append(count(run, tokens))
+    short, long = counts
     return {name: (long[name] - short[name]) / (LONG - SHORT) for name in long}
 
 
@@ -53,17 +53,17 @@ def _on_a_gpu(run: Callable[[int], object], tokens: int) -> Counter[str]:
         run(tokens)
         torch.cuda.synchronize()
     counts: Counter[str] = Counter({**dict.fromkeys(CALLS, 0), "kernels": 0})
-    for name, there in _events(seen):
+    for name, on_device in _events(seen):
         for what, beginnings in CALLS.items():
             counts[what] += name.startswith(beginnings)
-        if there == DeviceType.CUDA:
+        if on_device == DeviceType.CUDA:
             counts["kernels"] += not name.startswith(("Memcpy", "Memset"))
     return counts
 
 
 def _events(seen: Any) -> Iterator[tuple[str, Any]]:
-    """Name and device type of all that was recorded: as the profiler has it, where it shows it, for
-    the tree that it makes of it takes many seconds."""
+    """Name and device type of everything recorded. Taken from the profiler's raw events if they are
+    available, because building its event tree takes many seconds."""
     results = getattr(seen.profiler, "kineto_results", None)
     if results is not None:
         for event in results.events():
@@ -80,7 +80,7 @@ def _on_a_cpu(run: Callable[[int], object], tokens: int) -> Counter[str]:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what is dispatched and is no view."""
+    """Counts dispatched operations that are not views."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What `benchmarks load` aims at, and its table. Of plain values alone."""
+"""The checks of `benchmarks load`, and its table, from plain values."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 CANCEL_SECONDS = 2.0
 MEMORY_RATIO = 1.05
 EXPLORER_SECONDS = 0.1
-JOB_SHARE = 0.9  # of the looks a job must have run, or nothing is said about explorers beside one
+JOB_SHARE = 0.9  # of the samples must have a running job
 ASKED_SHARE = 0.95
 ENDS = ("completed", "stopped", "refused", "failed", "vanished")  # of a job that was accepted
 
 
 def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each as `name`, `aim`, `measured` (in words) and `met`. What was not measured is not met."""
-    made = [_server(result), _errors(result), _log(result), _jobs(result), _cancelled(result)]
-    made += [_memory(result)]
-    made += [_counted(result, what) for what in ("threads", "handles")]
-    return [*made, *_explorers(result)]
+    """Each as `name`, `aim`, `measured` (as text) and `met`. What was not measured is not met."""
+    results = [_server(result), _errors(result), _log(result), _jobs(result), _cancelled(result)]
+    results += [_memory(result)]
+    results += [_counted(result, what) for what in ("threads", "handles")]
+    return [*results, *_explorers(result)]
 
 
 def _check(name: str, aim: str, measured: str, met: bool) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _jobs(result: dict[str, Any]) -> dict[str, Any]:
     left = joined - ended + result["under_way"] + result["unfinished"]
     words = f"{jobs.get('completed', 0)} completed of {joined}, {jobs.get('failed', 0)} failed"
     met = left == 0 and not jobs.get("failed", 0) and jobs.get("completed", 0) > 0
-    return _check("jobs", "every accepted one ends", f"{words}, {left} left", met)
+    return _check("jobs", "every accepted job ends", f"{words}, {left} left", met)
 
 
 def _cancelled(result: dict[str, Any]) -> dict[str, Any]:
@@ -81,16 +81,18 @@ def _explorers(result: dict[str, Any]) -> list[dict[str, Any]]:
     if not asked:
         return []
     given = sum(one["count"] for one in result["explorers"].values())
-    words = f"{given} of {asked} answered, a job under way {result['job_ran']:.0%} of the time"
+    words = f"{given} of {asked} answered, a job running {result['job_ran']:.0%} of the time"
     met = given >= ASKED_SHARE * asked and result["job_ran"] >= JOB_SHARE
-    made = [_check("explorers", "answered, beside a job", words, met)]
-    for kind, own in result["explorers"].items():
-        if not own["count"]:
-            made.append(_check(kind, aim, "not measured", False))
+    results = [_check("explorers", "answered, during a job", words, met)]
+    for kind, times in result["explorers"].items():
+        if not times["count"]:
+            results.append(_check(kind, aim, "not measured", False))
             continue
-        words = f"p50 {1000 * own['median']:.0f} ms, p95 {1000 * own['p95']:.0f} ms"
-        made.append(_check(kind, aim, f"{words} ({own['count']})", own["p95"] <= EXPLORER_SECONDS))
-    return made
+        words = f"p50 {1000 * times['median']:.0f} ms, p95 {1000 * times['p95']:.0f} ms"
+        results.append(
+            _check(kind, aim, f"{words} ({times['count']})", times["p95"] <= EXPLORER_SECONDS)
+        )
+    return results
 
 
 def table(result: dict[str, Any]) -> str:
@@ -98,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
     wanted, load = result["settings"], result["load"]
     lines = [
         f"{wanted['clients']} clients for {wanted['minutes']:g} minutes after "
-        f"{wanted['warm_minutes']:g} of warm-up, {wanted['rate']:g} requests of explorers a second",
+        f"{wanted['warm_minutes']:g} of warm-up, {wanted['rate']:g} explorers' requests per second",
         f"{result['processors']} processors, {result['threads']} torch threads, load "
         f"{load[0]:.1f} before and {load[1]:.1f} at the end",
         "",
@@ -114,8 +116,8 @@ def table(result: dict[str, Any]) -> str:
     if result["lag"]["count"]:
         lag, gap = result["lag"], result["look_gap"]
         lines.append(
-            f"the clients' own process was late by {1000 * lag['p95']:.0f} ms (p95); looks at jobs "
-            f"came every {gap.get('median', 0):.1f} s, {gap.get('most', 0):.1f} s at most"
+            f"the clients' own process was late by {1000 * lag['p95']:.0f} ms (p95); jobs were "
+            f"checked every {gap.get('median', 0):.1f} s, {gap.get('most', 0):.1f} s at most"
         )
     lines += [f"error, {count} times: {words}" for words, count in result["errors"].items()]
     lines += [f"in the log, {count} times: {words}" for words, count in result["log"].items()]
@@ -123,7 +125,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _grown(states: dict[str, Any]) -> list[str]:
-    """Which handles and threads there are more of."""
+    """The handles and threads whose number has grown."""
     if len(states) < 2:
         return []
     lines = []

@@ -1,5 +1,5 @@
-"""Those who ask, for `benchmarks load`: clients with jobs, some of which vanish, and explorers at a
-steady rate. All of it in one event loop, in another process than the app.
+"""The clients of `benchmarks load`: clients with jobs, some of which disconnect, and explorers at a
+steady rate. All of them run in one event loop, in another process than the app.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkscope.benchmarks.load_wire import Browser, FailedError, Page, RefusedError, StoppedError
+from sinkscope.benchmarks.load_protocol import (
+    Browser,
+    FailedError,
+    Page,
+    RefusedError,
+    StoppedError,
+)
 
 PAUSE_SECONDS = 1.5  # mean, between two actions of a client
-COMING_SECONDS = 10.0  # in which all of them have come
+COMING_SECONDS = 10.0  # in which all of them have started
 BUSY_SECONDS = (2.0, 6.0)  # "try again in a little while"
-# What explorers ask, again and again in this order.
+# The requests of explorers, repeated in this order.
 CYCLE = ("token_maps", "open_run", "token_maps", "payload", "token_maps", "open_run", "page")
-KEPT_RUNS = 200  # ids that explorers take theirs from
-MOST_ERRORS = 50  # different ones that are kept in words
+KEPT_RUNS = 200  # the ids that explorers choose from
+MOST_ERRORS = 50  # different ones whose text is kept
 
 
 @dataclass
 class Seen:
-    """What has become of everything so far. Times are seconds of `time.monotonic`.
+    """The outcome of everything so far. Times are seconds of `time.monotonic`.
 
     Attributes:
-        jobs: `turned away` (at the door) or `joined`; each that has joined is later `completed`,
-            `stopped`, `refused` (by the line), `failed`, or its client has `vanished`.
-        errors: in words, with how often.
-        vanished: session and when.
-        times: seconds of explorers' requests by kind, from when they were due.
+        jobs: `turned away` (before they queue) or `joined`; each joined job is later `completed`,
+            `stopped`, `refused` (by the queue), `failed`, or its client has `vanished`.
+        errors: their texts, with counts.
+        vanished: session and time.
+        times: seconds of explorers' requests by kind, from their due time.
         runs: ids of finished runs, the latest last.
     """
 
@@ -60,12 +66,12 @@ class Crowd:
     Attributes:
         url: of the app.
         page: its layout.
-        images: that questions are about.
-        clients: how many; the first fifth of them vanish again and again.
-        rate: requests of explorers a second.
-        seconds: how long.
-        tokens: of an answer at most.
-        tasks: one for each of them, while they ask.
+        images: images of the questions.
+        clients: their number; the first fifth of them disconnect repeatedly.
+        rate: requests of explorers per second.
+        seconds: length of the run.
+        tokens: maximum length of an answer.
+        tasks: one for each client, while it is active.
     """
 
     url: str
@@ -78,7 +84,7 @@ class Crowd:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def ask(self, seen: Seen, seed: int) -> None:
-        """All of them, until the time is over and each has ended what it had begun."""
+        """Run all of them, until the time is over and each has finished what it began."""
         until = time.monotonic() + self.seconds
         vanishing = round(self.clients / 5)
         everybody = [
@@ -95,7 +101,7 @@ class Crowd:
 
     @property
     def busy(self) -> int:
-        """Of how many the end is waited for."""
+        """How many have not finished yet."""
         return sum(not task.done() for task in self.tasks)
 
     # --- clients ---------------------------------------------------------------------------------
@@ -115,7 +121,7 @@ class Crowd:
     async def _session(
         self, browser: Browser, seen: Seen, rng: random.Random, until: float, vanishes: bool
     ) -> None:
-        """One visit: it ends when the time is over, or when the client vanishes."""
+        """One visit: it ends when the time is over, or when the client disconnects."""
         await browser.get("/")
         image = await browser.upload(rng.choice(self.images))
         while time.monotonic() < until:
@@ -143,10 +149,10 @@ class Crowd:
         rng: random.Random,
         leaves: float | None,
     ) -> str | None:
-        """Ask, from the page or through the API; the run's id where there is one to open.
+        """Ask, from the page or through the API; returns the run's id if there is one to open.
 
-        Some stop their job at a random moment. One that `leaves` closes its connections without a
-        word after so many seconds, if the job is not over by then.
+        Some stop their job at a random moment. If `leaves` is given, the client closes its
+        connections after so many seconds, unless the job has ended.
         """
         prompt, tokens = f"Describe the image. ({rng.randrange(1000)})", rng.randint(4, self.tokens)
         name, stop = ("generate", "stop") if rng.random() < 0.5 else ("answer", "stop_answer")
@@ -175,10 +181,10 @@ class Crowd:
                 return None
         finally:
             reading.cancel()
-        return run if over else None  # of a stopped one nothing may be kept
+        return run if over else None  # a stopped job may have kept nothing
 
     async def _read(self, browser: Browser, name: str, data: list[Any], seen: Seen) -> str | None:
-        """To the end of the job, which is counted."""
+        """Wait for the end of the job, and count it."""
         run, became = None, "turned away"
         try:
             async for event in browser.job(name, data):
@@ -212,8 +218,8 @@ class Crowd:
     # --- explorers -------------------------------------------------------------------------------
 
     async def _explore(self, seen: Seen, until: float) -> None:
-        """Requests at a steady rate, each sent when it is due, whether or not others are answered;
-        timed from when it was due."""
+        """Requests at a steady rate. Each is sent when it is due, whether or not others are
+        answered, and timed from its due time."""
         if not self.rate:
             return
         browsers = [Browser(self.url, self.page) for _ in range(8)]
@@ -264,7 +270,7 @@ async def _timed(
     seen: Seen,
 ) -> None:
     try:
-        if kind == "payload":  # its address is not part of what is timed
+        if kind == "payload":  # resolving its address is not timed
             path = f"/{await _ask_open(browser, run)}"
             due = time.monotonic()
             await browser.get(path)

@@ -1,4 +1,4 @@
-"""What a process and its children hold: memory, threads and file handles (Linux, /proc)."""
+"""Memory, threads and file handles of a process and its children (Linux, /proc)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _NUMBERS = re.compile(r"\d+")
 
 
 def check_proc() -> None:
-    """Refuse a machine where none of this can be read.
+    """Refuse a machine on which none of this can be read.
 
     Raises:
-        ValueError: it is no Linux.
+        ValueError: it does not run Linux.
     """
     if not sys.platform.startswith("linux"):
         raise ValueError(f"The platform is {sys.platform!r}; allowed: linux (it reads /proc).")
 
 
-def held(pid: int) -> dict[str, Any]:
-    """Of a process and all its descendants.
+def resources_of(pid: int) -> dict[str, Any]:
+    """Counts for a process and all its descendants.
 
     Returns:
         `rss` (bytes, shared pages counted in each process), `threads`, `handles` (counts), and
-        `processes` and `kinds`: how many handles lead to what, with numbers left out of names.
+        `processes`, and `kinds`: the number of handles by target, names without their numbers.
     """
     rss = threads = handles = processes = 0
     kinds: Counter[str] = Counter()
     for one in family(pid):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # it has ended in the meantime
             rss += int((PROC / str(one) / "statm").read_text().split()[1]) * os.sysconf(
                 "SC_PAGESIZE"
             )
@@ -53,13 +53,13 @@ def held(pid: int) -> dict[str, Any]:
 
 
 def family(pid: int) -> list[int]:
-    """The process and its descendants, as far as they still are."""
-    found = [pid]
-    for one in found:
+    """The process and its descendants that still exist."""
+    pids = [pid]
+    for one in pids:
         with suppress(OSError):
             for task in (PROC / str(one) / "task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
+                pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def _target(path: Path) -> str:

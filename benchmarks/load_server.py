@@ -1,7 +1,7 @@
 """The app in its own process, for `benchmarks load`.
 
-The first line of output says where the page is. For each line of input there is one more: whose
-jobs are under way, and which threads there are. It ends with its standard input.
+The first line of output is the page's address. Each line of input is answered by one more line: the
+owners of running jobs, and the threads. The process ends with its standard input.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import tempfile
 import threading
 from collections import Counter
 
-MANY = 100_000  # all clients have one address, and are more than anybody who may come in has
+MANY = 100_000  # all clients share one address, and are more than are allowed from one
 
 
 def main(store_megabytes: int, queue_size: int, switch_ms: float) -> None:
     """Serve until standard input ends.
 
     Args:
-        store_megabytes: memory for runs; small, so that it is full when the warm-up is over.
+        store_megabytes: memory for runs; small, so that it is full after the warm-up.
         queue_size: how many jobs may wait.
-        switch_ms: milliseconds after which a thread is asked for the interpreter; 0 leaves what
-            the app has.
+        switch_ms: the interpreter's switch interval in milliseconds; 0: the app's own.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(

@@ -1,6 +1,6 @@
 """Peak memory of one run in its own process, `python -m sinkscope.benchmarks.memory`.
 
-Peaks of several runs in one process would hide each other, for the allocator keeps what it has.
+Peaks of several runs in one process would hide each other, because the allocator keeps memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-CLEAR_PEAK = "5"  # what /proc/self/clear_refs takes to forget the highest resident size
+CLEAR_PEAK = "5"  # written to /proc/self/clear_refs, it resets the highest resident size
 
 
 def peak_extra(
@@ -25,16 +25,17 @@ def peak_extra(
     tokens: int,
     returned_at_once: bool = False,
 ) -> int:
-    """Bytes that one run needs above what was there before it: resident memory on a CPU, allocated
+    """Bytes that one run needs beyond those in use before it: resident memory on a CPU, allocated
     memory on a GPU.
 
     Args:
-        way: one of `benchmarks.ways`, `benchmarks.sink_ways` or `benchmarks.method_ways`.
+        way: one of `benchmarks.variants`, `benchmarks.sink_variants` or
+            `benchmarks.method_variants`.
         shape, device, dtype: the model.
         length: of the prompt.
-        tokens: new tokens; of `sink_ways`, samples in the pass.
-        returned_at_once: let glibc give every larger block back to the system when it is freed.
-            What it keeps for later depends on chance, by more than a small difference between ways.
+        tokens: new tokens; for `sink_variants`, samples per pass.
+        returned_at_once: make glibc return every larger block to the system when it is freed. What
+            it keeps otherwise varies by more than a small difference between ways.
 
     Raises:
         ChildProcessError: the process ended early, out of memory for instance.
@@ -59,14 +60,14 @@ def peak_extra(
 def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
     import torch
 
-    from sinkscope.benchmarks import method_ways, sink_ways, ways
+    from sinkscope.benchmarks import method_variants, sink_variants, variants
     from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 
-    run = {**ways.WAYS, **sink_ways.WAYS, **method_ways.WAYS}[way]
+    run = {**variants.VARIANTS, **sink_variants.VARIANTS, **method_variants.VARIANTS}[way]
     torch.set_num_threads(1)
     handle = build_handle(shape, device, getattr(torch, dtype))
     inputs = build_prompt(handle, length)
-    # what a first call loads and sets up belongs to no run
+    # what a first call loads and sets up is not measured
     run(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     if handle.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -81,7 +82,7 @@ def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens:
 
 
 def _highest() -> int:
-    """The highest resident size since it was forgotten, in bytes; psutil does not have it."""
+    """The highest resident size since the last reset, in bytes; psutil does not have it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
 """The cost of explanation methods, with their limits: seconds with the bundled model, and memory.
 
 One token of an answer of 20 by each method, and the whole answer; then peaks of rollout and
-Chefer's relevance beside a plain forward pass, each in its own process (`benchmarks.memory`).
+Chefer's relevance relative to a plain forward pass, each in its own process (`benchmarks.memory`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.benchmarks.options import Threads
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 from sinkscope.cli.common import clear_errors
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ TOKENS = 20  # of the answer
 LENGTH, SHAPE = 1024, "small"  # at which memory is measured
 ASKS_OFTEN = ("occlusion_edges", "occlusion_pixels", "region_search")
 SECONDS = 2.0  # one token, at most
-SECONDS_OFTEN = 20.0  # one token of those that ask the model often
-SECONDS_ANSWER = 20.0  # all tokens; not of occlusion and region search
+SECONDS_OFTEN = 20.0  # one token, for methods with many passes
+SECONDS_ANSWER = 20.0  # all tokens; not for occlusion and region search
 PEAK = 3.0  # times a plain forward pass's
 PEAKS = ("rollout", "chefer")
 MEGABYTE = 1 << 20
@@ -46,14 +46,14 @@ def methods(
     with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, memory)
-        give(result, table(result), "methods", as_json, output)
+        write_result(result, table(result), "methods", as_json, output)
 
 
 def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any]:
-    """Seconds of each method, by the clock and by the processor, and peaks.
+    """Wall and processor seconds of each method, and memory peaks.
 
     Raises:
-        ValueError: the bundled model is not there.
+        ValueError: the bundled model is missing.
     """
     import torch
 
@@ -65,12 +65,12 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
     handle, inputs, run = _run()
     explain(run, 0, "logit_lens", session=passes_of(handle, run, inputs))  # sets up what it needs
     last = len(run.tokens) - 1
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for method in METHODS:
         session: Passes = passes_of(handle, run, inputs)
         why = method.availability(run)
         if why is not None:
-            found[method.name] = {"why_not": why}
+            results[method.name] = {"why_not": why}
             continue
 
         def one(session: Passes = session, name: str = method.name) -> Any:
@@ -82,7 +82,7 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
             return explain(run, "answer", name, session=session)
 
         often = method.name in ASKS_OFTEN
-        found[method.name] = {
+        results[method.name] = {
             "token": _seconds(one, rounds),
             "most": SECONDS_OFTEN if often else SECONDS,
             "answer": _seconds(whole, 1),
@@ -96,7 +96,7 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
         "positions": run.layout.length,
         "vision_tokens": run.layout.vision_tokens,
         "tokens": len(run.tokens),
-        "methods": found,
+        "methods": results,
     }
     if memory and supported("cpu"):
         peaks = {
@@ -104,20 +104,20 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
             for way in ("forward", *PEAKS)
         }
         result["peaks"] = peaks
-    result["held"] = held(result)
+    result["held"] = within_limits(result)
     return result
 
 
-def held(result: dict[str, Any]) -> bool:
-    """Whether every method keeps to what it may take, by the processor: the clock counts what else
-    the machine does."""
-    there = [one for one in result["methods"].values() if "token" in one]
+def within_limits(result: dict[str, Any]) -> bool:
+    """Whether every method is within its limits, in processor time: wall time includes other
+    programs."""
+    measured = [one for one in result["methods"].values() if "token" in one]
     peaks = result.get("peaks")
     return (
-        all(one["token"]["processor"] <= one["most"] for one in there)
+        all(one["token"]["processor"] <= one["most"] for one in measured)
         and all(
             one["answer_most"] is None or one["answer"]["processor"] <= one["answer_most"]
-            for one in there
+            for one in measured
         )
         and (peaks is None or all(peaks[name] <= PEAK * peaks["forward"] for name in PEAKS))
     )
@@ -129,9 +129,9 @@ def table(result: dict[str, Any]) -> str:
         f"Explanation methods, bundled model: {result['positions']} prompt tokens, "
         f"{result['vision_tokens']} vision tokens, an answer of {result['tokens']}",
         f"{result['threads']} CPU threads, torch {result['torch']}, median of {result['rounds']} "
-        "rounds (the answer: 1); seconds by the clock (of the processor)",
+        "rounds (the answer: 1); wall seconds (processor seconds)",
         "",
-        f"{'':<20}{'one token':>16}{'may take':>10}{'whole answer':>18}{'may take':>10}",
+        f"{'':<20}{'one token':>16}{'limit':>10}{'whole answer':>18}{'limit':>10}",
     ]
     for name, one in result["methods"].items():
         if "why_not" in one:
@@ -144,13 +144,13 @@ def table(result: dict[str, Any]) -> str:
         )
     if "peaks" in result:
         plain = result["peaks"]["forward"]
-        lines += ["", f"Peak memory beside the weights, N = {LENGTH}, {SHAPE} shape, float32"]
+        lines += ["", f"Peak memory without the weights, N = {LENGTH}, {SHAPE} shape, float32"]
         lines += [
             f"{name:<20}{peak / MEGABYTE:>13.1f} MB{peak / plain:>9.2f} x forward"
             for name, peak in result["peaks"].items()
         ]
         lines.append(f"At most {PEAK:g} x.")
-    return "\n".join([*lines, "", f"All kept to: {'yes' if result['held'] else 'NO'}."])
+    return "\n".join([*lines, "", f"All within their limits: {'yes' if result['held'] else 'NO'}."])
 
 
 def _shown(seconds: dict[str, float]) -> str:
@@ -169,7 +169,7 @@ def _run() -> tuple[Any, Any, GenerationTrace]:
 
     handle = load_model("demo", device="cpu", dtype="float32")
     settings = GenerationSettings(max_new_tokens=TOKENS, reference=True)
-    for index in range(50):  # until one has so much to say
+    for index in range(50):  # until an answer is long enough
         image = Image.fromarray(scene((TOKENS, index), 196, 196).image)
         inputs = handle.prepare([image], DESCRIBE)
         run = generate(handle, inputs, settings)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Every check that wants a GPU, in under 8 minutes on one of the H100 class; one JSON.
+# Every check that needs a GPU, in under 8 minutes on one of the H100 class; one JSON.
 #
 #   benchmarks/on_gpu.sh [--tiny] [OUT.json] [options of `python -m sinkscope.benchmarks gpu`]
 #
-# --tiny   the same way on a CPU with tiny shapes, to see that it runs to the end
+# --tiny   the same on a CPU with tiny shapes, to test that it runs to the end
 #
 # PYTHON is the interpreter (default: python). Needs torch, transformers and the other requirements;
-# nothing is downloaded. The folder of the real size (7.5 GB) is made in TMPDIR and taken away.
+# nothing is downloaded. The folder of the real size (7.5 GB) is made in TMPDIR and removed.
 set -eu
 cd "$(dirname "$0")/.."
 plan=full device=cuda size=3b

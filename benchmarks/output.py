@@ -1,4 +1,4 @@
-"""What every benchmark does with its result: print it, and write it where it was asked for."""
+"""Printing the result of a benchmark, and writing it into the folder of --output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def check_folder(output: Path | None) -> None:
-    """Refuse an --output that is no folder, before anything is measured.
+    """Refuse an --output that is not a folder, before anything is measured.
 
     Raises:
         ValueError: it does not exist.
@@ -19,7 +19,9 @@ def check_folder(output: Path | None) -> None:
         raise ValueError(f"The folder {output} of --output does not exist.")
 
 
-def give(result: dict[str, Any], table: str, name: str, as_json: bool, output: Path | None) -> None:
+def write_result(
+    result: dict[str, Any], table: str, name: str, as_json: bool, output: Path | None
+) -> None:
     """Print the table, or the JSON, and write both into `output` as NAME.txt and NAME.json."""
     text = json.dumps(result, indent=2)
     typer.echo(text if as_json else table)

@@ -1,8 +1,8 @@
 """`python -m sinkscope.benchmarks page`: how fast the page is in Chromium.
 
-Times are of the browser's own clock, and beside them what the page's main thread computed: another
-program on the machine makes the former longer, and hardly the latter. A machine without a graphics
-card makes both longer. Nothing here is a test; the table says what is aimed at.
+Times are by the browser's own clock. The processor time of the page's main thread is given as well,
+because other programs on the machine hardly change it. Without a graphics card both are longer.
+Nothing here is a test; the table gives the targets.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Annotated, Any, cast
 import typer
 
 from sinkscope.benchmarks.options import AsJson
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
 API = f"{INSPECTOR}.parentElement.inspector"
 READY = f"{INSPECTOR}?.dataset.ready"
-# Before the page's own scripts: when the first map is drawn, which tasks take long.
+# Runs before the page's own scripts: records the first map and long tasks.
 PROBE = """
   window.probe = { ready: null, long: [], requests: 0 };
   new MutationObserver(() => {
@@ -40,7 +40,7 @@ PROBE = """
     for (const entry of list.getEntries()) probe.long.push(Math.round(entry.duration));
   }).observe({ entryTypes: ['longtask'] });
 """
-# From the event to the end of the frame that shows it; the second figure is the script's part.
+# Time from the event to the end of the frame that shows it, and the script's part of it.
 REPAINT = """async ([selector, kind, values]) => {
   const inspector = document.querySelector('[data-testid=inspector]').parentElement.inspector;
   const times = [], scripts = [];
@@ -67,7 +67,7 @@ SLIDERS = ("layer-to", "layer-from", "head-to", "opacity")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the made-up run: what a large model leaves."""
+    """Sizes of the made-up run, those of a large model."""
 
     layers: int = 36
     heads: int = 16
@@ -88,7 +88,7 @@ def page(
     with clear_errors():
         check_folder(output)
         result = measure(Sizes())
-        give(result, table(result), "page", as_json, output)
+        write_result(result, table(result), "page", as_json, output)
 
 
 def measure(sizes: Sizes) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
     from sinkscope.cli.screenshots import CHROMIUM, FLAGS
 
-    chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if chromium is None:
         raise ValueError(f"There is no Chromium on this machine ({', '.join(CHROMIUM)}).")
     with sync_playwright() as playwright:
@@ -127,8 +127,8 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 
 def weight() -> dict[str, int]:
-    """Bytes of our own scripts, styles and templates as they come with the page, and gzipped; the
-    scripts of the other tabs come when these are opened (`web.components.parts`)."""
+    """Bytes of our own scripts, styles and templates in the page, and gzipped; scripts of the other
+    tabs are loaded when these are opened (`web.components.parts`)."""
     from sinkscope.web.components.assets import STATIC, page_style, read_static
     from sinkscope.web.components.parts import script_of
 
@@ -144,7 +144,7 @@ def weight() -> dict[str, int]:
 
 @contextmanager
 def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
-    """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
+    """The app on a free port, with the bundled example or a made-up run, and a made-up engine."""
     from sinkscope.config import AppSettings, Settings
     from sinkscope.web.explore.handlers import RunFunctions
     from sinkscope.web.launch import launch
@@ -163,7 +163,7 @@ def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
 
 
 class _Handle:
-    """What the page asks of a model, without one."""
+    """What the page needs of a model, without a model."""
 
     profile = None
     most_pixels = None
@@ -190,16 +190,16 @@ def _no_estimate(*_: Any, **__: Any) -> Any:
 
 
 class _Pace:
-    """An engine that writes tokens a quarter at a time, when it is told to."""
+    """An engine that writes tokens a quarter at a time, on request."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.quarter = threading.Semaphore(0)
 
     def generate(self, handle: Any, inputs: Any, settings: Any, **hooks: Any) -> Any:
-        from sinkscope.benchmarks.reading import made_up
+        from sinkscope.benchmarks.reading import random_trace
 
-        trace = made_up(self.tokens, layers=2, heads=2, side=4)
+        trace = random_trace(self.tokens, layers=2, heads=2, side=4)
         for i, token in enumerate(trace.tokens):
             if i % (self.tokens // 4) == 0:
                 self.quarter.acquire()
@@ -210,10 +210,10 @@ class _Pace:
 
 
 def _large(sizes: Sizes) -> Any:
-    from sinkscope.benchmarks.reading import made_up
+    from sinkscope.benchmarks.reading import random_trace
     from sinkscope.web.runs.store import Run
 
-    trace = made_up(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
+    trace = random_trace(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
     return Run({"baseline": trace}, kind="example")
 
 
@@ -228,14 +228,14 @@ def _open(browser: Any, url: str) -> Any:
 
 
 def _opening(browser: Any, url: str, times: int) -> dict[str, Any]:
-    """Milliseconds from the request of the page to the first map that answers, with no cache."""
-    found = []
+    """Milliseconds from requesting the page to the first usable map, without a cache."""
+    opened = []
     for _ in range(times):
         page = _open(browser, url)
         page.wait_for_function("probe.ready !== null")
-        found.append(page.evaluate("probe.ready"))
+        opened.append(page.evaluate("probe.ready"))
         page.context.close()
-    return {"first": found[0], "median": statistics.median(found), "worst": max(found)}
+    return {"first": opened[0], "median": statistics.median(opened), "worst": max(opened)}
 
 
 def _computing(page: Any) -> Callable[[], float]:
@@ -251,14 +251,14 @@ def _computing(page: Any) -> Callable[[], float]:
 
 
 def _repaint(browser: Any, url: str) -> dict[str, Any]:
-    """Of the bundled example: clicks on its words, and its layer slider."""
+    """On the bundled example: clicks on its words, and its layer slider."""
     page = _open(browser, url)
-    page.wait_for_timeout(1500)  # what opening left to do belongs to opening
+    page.wait_for_timeout(1500)  # work left from opening does not count
     computed = _computing(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     tokens, layers = page.evaluate(f"[{API}.run.variants[0].T, {API}.run.L]")
-    made: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name, selector, kind, count in (
         ("click", "[data-testid=token-baseline-*]", "click", tokens),
         ("slider", "[data-testid=layer-to]", "input", layers),
@@ -266,14 +266,14 @@ def _repaint(browser: Any, url: str) -> dict[str, Any]:
         values = [str(i % count) for i in range(REPAINTS)]
         before = computed()
         times, scripts = page.evaluate(REPAINT, [selector, kind, values])
-        each = (computed() - before) / REPAINTS
-        made[name] = {**_spread(times), "script": _spread(scripts), "computed": each}
+        bytes_each = (computed() - before) / REPAINTS
+        measured[name] = {**_spread(times), "script": _spread(scripts), "computed": bytes_each}
     page.context.close()
-    return {**made, "requests": len(asked)}
+    return {**measured, "requests": len(asked)}
 
 
 def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
-    """What the main thread computes for each quarter of a long answer, in milliseconds."""
+    """Processor time of the main thread for each quarter of a long answer, in milliseconds."""
     page = _open(browser, url)
     computed = _computing(page)
     page.click("[data-testid=example-0]")
@@ -286,8 +286,8 @@ def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
         before = computed()
         pace.quarter.release()
         last = part * (pace.tokens // 4) - 1
-        there = f"document.querySelector('[data-testid=token-baseline-{last}]')"
-        page.wait_for_function(there, polling=100)
+        last_shown = f"document.querySelector('[data-testid=token-baseline-{last}]')"
+        page.wait_for_function(last_shown, polling=100)
         quarters.append(computed() - before)
     longest = page.evaluate(LONGEST)["longest"]
     page.wait_for_function(READY)
@@ -296,39 +296,39 @@ def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
 
 
 def _dragging(browser: Any, url: str) -> dict[str, Any]:
-    """The longest task of the main thread while a hand drags each slider of a large run."""
+    """The longest task of the main thread while each slider of a large run is dragged."""
     page = _open(browser, url)
     page.wait_for_timeout(1500)
-    made: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
-    page.click("[data-testid=appearance]")  # where opacity is
+    result: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
+    page.click("[data-testid=appearance]")  # shows the opacity slider
     for name in SLIDERS:
         slider = page.locator(f"[data-testid={name}]")
         box = slider.bounding_box()
         left, width, y = box["x"] + 8, box["width"] - 16, box["y"] + box["height"] / 2
         at = slider.evaluate("e => (e.value - e.min) / (e.max - e.min)")
         page.mouse.move(left + at * width, y)
-        with _tasks(browser, page, made, name):
+        with _tasks(browser, page, result, name):
             page.mouse.down()
-            for step in range(REPAINTS):  # to the one end and back
+            for step in range(REPAINTS):  # to one end and back
                 page.mouse.move(left + width * abs(at - abs(1 - 2 * step / REPAINTS)), y)
             page.mouse.up()
         page.keyboard.press("0")
     page.locator("[data-testid^=token-baseline-]").first.click()
-    with _tasks(browser, page, made, "tokens"):
+    with _tasks(browser, page, result, "tokens"):
         for _ in range(REPAINTS):
             page.keyboard.press("ArrowRight")
     page.context.close()
-    return made
+    return result
 
 
 @contextmanager
-def _tasks(browser: Any, page: Any, made: dict[str, Any], name: str) -> Iterator[None]:
-    """Puts the longest task of a page's main thread into `made`: by the clock, and computed."""
+def _tasks(browser: Any, page: Any, result: dict[str, Any], name: str) -> Iterator[None]:
+    """Puts the longest task of a page's main thread into `result`: wall time and processor time."""
     page.evaluate("probe.long.length = 0")
     browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
     yield
     page.wait_for_timeout(300)
-    made[name] = page.evaluate(LONGEST)
+    result[name] = page.evaluate(LONGEST)
     events = json.loads(browser.stop_tracing())["traceEvents"]
     threads = {
         (event["pid"], event["tid"])
@@ -336,7 +336,7 @@ def _tasks(browser: Any, page: Any, made: dict[str, Any], name: str) -> Iterator
         if event["name"] == "thread_name" and event["args"].get("name") == "CrRendererMain"
     }
     spent = [e["tdur"] for e in events if "tdur" in e and (e["pid"], e["tid"]) in threads]
-    made[name]["longest_computed"] = max(spent, default=0) / 1000
+    result[name]["longest_computed"] = max(spent, default=0) / 1000
 
 
 def _spread(times: list[float]) -> dict[str, float]:

@@ -22,10 +22,11 @@ LAYERS, HEADS, SIDE, TOKENS = 36, 16, 32, 24
 
 
 def measure() -> dict[str, Any]:
-    """Median seconds from a cold reader (file opened, header parsed) and from an open one."""
+    """Median seconds with a new reader (which opens the file and reads its header) and with an
+    open one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.safetensors"
-        trace = made_up()
+        trace = random_trace()
         trace.save(path)
         size = path.stat().st_size
         opened, mean, whole = [], [], []
@@ -51,14 +52,14 @@ def measure() -> dict[str, Any]:
     }
 
 
-def made_up(
+def random_trace(
     tokens: int = TOKENS, layers: int = LAYERS, heads: int = HEADS, side: int = SIDE
 ) -> GenerationTrace:
-    """A trace of any size that stands for no model: `side` x `side` vision tokens."""
+    """A made-up trace of any size, with `side` x `side` vision tokens."""
     generator = torch.Generator().manual_seed(0)
     vision = side * side
     rows = torch.rand(tokens, layers, heads, vision, generator=generator)
-    rows *= 0.4 / rows.sum(-1, keepdim=True)  # the image has less than half of each row
+    rows *= 0.4 / rows.sum(-1, keepdim=True)  # the image gets less than half of each row
     pixels = (side * 28, side * 28)
     return GenerationTrace(
         tokens=tuple(GeneratedToken(t, f" w{t}", 0.5, 0) for t in range(tokens)),
@@ -80,6 +81,6 @@ def made_up(
         model=ModelInfo("made up", "", "", "float32", "cpu", layers, heads, 2048),
         settings={},
         seed=0,
-        finish="length",
+        finish_reason="length",
         seconds=0.0,
     )

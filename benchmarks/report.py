@@ -48,7 +48,7 @@ def as_table(result: dict[str, Any]) -> str:
             f"{row['forecast_seconds']:.2f} s"
         )
     lines += ["", *_token_lines(result)]
-    lines += ["", "Seconds beyond plain for each 1000 prompt tokens more"]
+    lines += ["", "Seconds beyond plain per 1000 additional prompt tokens"]
     for name, slope in result["slopes"].items():
         lines.append(f"  {LABELS[name]:<26} {'one length' if slope is None else f'{slope:+.3f}'}")
     if "memory" in result:

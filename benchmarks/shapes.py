@@ -1,7 +1,7 @@
-"""Random-weight models in the shape of real ones, and prompts of a chosen length.
+"""Random-weight models with the sizes of real ones, and prompts of a chosen length.
 
-Time and memory do not depend on the weights. The vision tower is left as small as it can be: it
-costs the same whatever is captured, and would only dilute the ratios.
+Time and memory do not depend on the weights. The vision tower is as small as possible, because its
+cost does not depend on what is captured and would only dilute the ratios.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ SHAPES = {
 def build_handle(
     shape: str, device: str, dtype: torch.dtype, seed: int = 0, layers: int | None = None
 ) -> ModelHandle:
-    """A handle as `load_model` makes it, with random weights that are made on the device itself;
-    with as many `layers` as are asked for, else the shape's own.
+    """A handle as `load_model` makes it, with random weights made on the device; with `layers`
+    layers if given, else the shape's own number.
 
-    It has a sink profile, for finding sinks is part of what a run with capture does, and no token
-    that ends an answer.
+    It has a sink profile, because a run with capture finds sinks, and no token that ends an
+    answer.
     """
     size = SHAPES[shape]
     if layers is not None:
@@ -102,10 +102,10 @@ def build_handle(
 
 
 def prepared_handle(shape: str, device: str, dtype: str, threads: int) -> ModelHandle:
-    """`build_handle` as a benchmark's options ask for it; sets torch's threads.
+    """`build_handle` for a benchmark's options; sets torch's threads.
 
     Raises:
-        ValueError: no such device, here or at all.
+        ValueError: an unknown device, or one that this machine does not have.
     """
     torch.set_num_threads(threads)
     if device not in ("cpu", "cuda"):
@@ -118,7 +118,7 @@ def prepared_handle(shape: str, device: str, dtype: str, threads: int) -> ModelH
 
 
 def device_name(device: str) -> str:
-    """What to call the device in a report."""
+    """The device's name for a report."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"cpu ({platform.processor() or platform.machine()})"

@@ -1,8 +1,8 @@
-"""`python -m sinkscope.benchmarks sinks`: what finding sink dimensions costs.
+"""`python -m sinkscope.benchmarks sinks`: the cost of finding sink dimensions.
 
-The same samples pass through the same model, once plainly and once measured, interleaved in one
-process; every ratio is the median over rounds of a way's time by that of the plain pass in the
-same round. Peak memory is measured in processes of its own. Nothing here imports torch before the
+The same samples pass through the same model, plainly and with measurement, interleaved in one
+process; every ratio is the median over rounds of the time divided by that of the plain pass in the
+same round. Peak memory is measured in separate processes. Nothing here imports torch before the
 command runs.
 """
 
@@ -26,7 +26,7 @@ from sinkscope.benchmarks.options import (
     Shape,
     Threads,
 )
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.models.family import PromptInputs
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1 << 20
 # What is timed, in the order of the table. The first is the unit, `received` the default of `find`.
-WAYS = {
+VARIANTS = {
     "forward": "plain SDPA forward (the unit)",
     "single_forwards": "plain SDPA forwards, one by one",
-    "received": "find: attention received, exactly",
-    "after_image": "find: from the rows behind the image",
+    "received": "find: exact received attention",
+    "after_image": "find: from the rows after the image",
     "norm": "find: by norm, without attention",
 }
 TIME_TARGET, MEMORY_TARGET = 1.5, 0.05
@@ -49,7 +49,7 @@ def sinks(
     device: Device = "cpu",
     dtype: DType = "auto",
     lengths: Lengths = "256,1024,2048",
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Samples in a pass.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Samples per pass.")] = 1,
     repeats: Rounds = 7,
     threads: Threads = 1,
     memory: Memory = True,
@@ -58,7 +58,7 @@ def sinks(
         Path | None, typer.Option(help="Folder for sinks.json and sinks.txt.")
     ] = None,
 ) -> None:
-    """Finding's one pass per sample against a plain forward pass of the same sample."""
+    """Finding's one pass per sample, compared with a plain forward pass of the same sample."""
     from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -68,7 +68,7 @@ def sinks(
 
         wanted = prompt_lengths(lengths)
         result = measure(shape, device, dtype, wanted, batch, repeats, threads, memory)
-        give(result, table(result), "sinks", as_json, output)
+        write_result(result, table(result), "sinks", as_json, output)
 
 
 def measure(
@@ -84,15 +84,15 @@ def measure(
     """All measurements, as plain values.
 
     Raises:
-        ValueError: no such device, or a length that holds no image.
+        ValueError: no such device, or a length with no room for an image.
     """
     import torch
 
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.sink_variants import VARIANTS as RUNS
 
     handle = prepared_handle(shape, device, dtype, threads)
-    for run in RUNS.values():  # what a first call sets up belongs to no measurement
+    for run in RUNS.values():  # the set-up of a first call is not measured
         run(handle, build_prompt(handle, SHORTEST), 1, lambda: None)
     rows = [one_length(handle, build_prompt(handle, length), batch, repeats) for length in lengths]
     result: dict[str, Any] = {
@@ -124,20 +124,20 @@ def one_length(
     from functools import partial
 
     from sinkscope.benchmarks import timing
-    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.sink_variants import VARIANTS as RUNS
 
-    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in WAYS}
+    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in VARIANTS}
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(runs["forward"], handle.device, most_warmups(warmups, on_a_gpu))
     for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
-    found = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(found, "forward")
+    timings = timing.rounds(runs, repeats, handle.device)
+    ways = timing.totals(timings, "forward")
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
         "batch": batch,
-        "noise": timing.noise(found["forward"], "total"),
+        "noise": timing.noise(timings["forward"], "total"),
         "settled": settled,
         "ways": ways,
     }
@@ -146,7 +146,7 @@ def one_length(
 def _memory(
     shape: str, device: str, dtype: str, lengths: list[int], batch: int, processes: int = 3
 ) -> dict[str, Any]:
-    """Peak of a plain pass and of the default way, each the median over processes of their own."""
+    """Peak of a plain pass and of the default way, each the median over separate processes."""
     from sinkscope.benchmarks import memory
 
     if not memory.supported(device):
@@ -156,30 +156,30 @@ def _memory(
         typer.echo(f"Peak memory at {length}", err=True)
         peaks: dict[str, list[int]] = {"forward": [], "received": []}
         for _ in range(processes):
-            for name, found in peaks.items():
-                found.append(
+            for name, peak in peaks.items():
+                peak.append(
                     memory.peak_extra(
                         name, shape, device, dtype, length, batch, returned_at_once=True
                     )
                 )
-        plain, ours = (statistics.median(found) for found in peaks.values())
+        plain, ours = (statistics.median(peak) for peak in peaks.values())
         rows.append(
             {
                 "length": length,
                 "forward_bytes": plain,
                 "find_bytes": ours,
                 "extra": ours / plain - 1,
-                "spread_bytes": {name: max(found) - min(found) for name, found in peaks.items()},
+                "spread_bytes": {name: max(peak) - min(peak) for name, peak in peaks.items()},
             }
         )
     return {"processes": processes, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:
-    """The measurements as text: ratios to the plain pass, and peaks beside its own."""
+    """The measurements as text: ratios to the plain pass, and peaks of both."""
     lines = [
         f"Finding sinks, {result['shape']} shape, {result['device']}, {result['dtype']}, "
-        f"{result['threads']} thread(s), {result['batch']} sample(s) a pass, "
+        f"{result['threads']} thread(s), {result['batch']} sample(s) per pass, "
         f"{result['repeats']} rounds, torch {result['torch']}",
     ]
     for row in result["rows"]:
@@ -189,7 +189,7 @@ def table(result: dict[str, Any]) -> str:
             f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
             f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
         ]
-        for name, what in WAYS.items():
+        for name, what in VARIANTS.items():
             way = row["ways"][name]
             lines.append(
                 f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"

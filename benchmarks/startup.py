@@ -1,8 +1,8 @@
 """The start-up time of the command line, compared with Python importing torch and transformers.
 
-Each way is its own process, all in turn in each round. What counts is the processor time of
-the process, which other programs on the machine hardly change; the time by the clock stands beside
-it. The files are in the system's cache after a first round that is not counted.
+Each way is its own process; each round runs all of them. The result is the processor time of the
+process, which other programs on the machine hardly change; wall time is given as well. A first
+round, which brings the files into the system's cache, is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 from sinkscope.cli.common import clear_errors
 from sinkscope.utils import PROJECT
 
@@ -34,11 +34,11 @@ WORDS = {
     "refusal": "sinkscope heatmap ... --colormap nonsense",
     "show": "sinkscope show TRACE",
     "show, picture": "sinkscope show TRACE -o sheet.png",
-    "heatmap, to the model": "sinkscope heatmap, until a model is to be loaded",
+    "heatmap, to the model": "sinkscope heatmap, until a model is loaded",
     "heatmap, imports": "all that heatmap imports, the model's class too",
 }
 WIDE = max(map(len, WORDS.values()))
-# What has to be at most AIM times the reference; the last is beside the import of the same class.
+# Must be at most AIM times the reference; the last is compared with the import of the same class.
 HELD = ("help", "verb help", "refusal", "show", "show, picture", "heatmap, to the model")
 
 
@@ -47,15 +47,15 @@ def startup(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,
 ) -> None:
-    """How long the command line takes until it is at work."""
+    """How long the command line takes to start."""
     with clear_errors():
         check_folder(output)
         result = measure(rounds)
-        give(result, table(result), "startup", as_json, output)
+        write_result(result, table(result), "startup", as_json, output)
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Seconds of each way, by the processor and by the clock: median and least of the rounds."""
+    """Processor and wall seconds of each way: median and smallest of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         ways = _ways(Path(folder))
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -65,7 +65,7 @@ def measure(rounds: int) -> dict[str, Any]:
                 if number:
                     times[name].append(seconds)
     unit = statistics.median(busy for busy, _ in times[REFERENCE])
-    found = {
+    results = {
         name: {
             "processor": statistics.median(busy for busy, _ in all_of_them),
             "least": min(busy for busy, _ in all_of_them),
@@ -74,26 +74,26 @@ def measure(rounds: int) -> dict[str, Any]:
         }
         for name, all_of_them in times.items()
     }
-    most = max(found[name]["ratio"] for name in HELD)
-    return {"rounds": rounds, "aim": AIM, "most": most, "held": most <= AIM, "ways": found}
+    most = max(results[name]["ratio"] for name in HELD)
+    return {"rounds": rounds, "aim": AIM, "most": most, "held": most <= AIM, "ways": results}
 
 
 def _ways(folder: Path) -> dict[str, tuple[Sequence[str], int]]:
-    """The command of each way, and the exit code that it ends with."""
+    """The command of each way, and its expected exit code."""
     trace = folder / "run.safetensors"
     image = PROJECT / "demo" / "examples" / "four_things.png"
     python = (sys.executable, "-c")
     sinkscope = (sys.executable, "-m", "sinkscope")
     asked = ("heatmap", str(image), "What colour is the ring?", "-o", str(folder / "out.png"))
-    made = subprocess.run(
+    process = subprocess.run(
         [*sinkscope, *asked, "--max-new-tokens", "6", "--save-trace", str(trace)],
         env=_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    if made.returncode:
-        raise OSError(f"No run to show could be made: {made.stderr.strip().splitlines()[-1]}")
+    if process.returncode:
+        raise OSError(f"No run to show could be made: {process.stderr.strip().splitlines()[-1]}")
     to_the_model = (
         "import sys\n"
         "from sinkscope.cli import common\n"
@@ -124,29 +124,29 @@ def _environment() -> Mapping[str, str]:
 
 
 def _run(command: Sequence[str], code: int) -> tuple[float, float]:
-    """Seconds of processor time, and by the clock, of one process."""
+    """Processor and wall seconds of one process."""
     began = time.perf_counter()
     child = subprocess.Popen(
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert child.stderr is not None
-    said = child.stderr.read()
-    # Its own usage: that of all children together would take in what came before.
+    errors = child.stderr.read()
+    # Its own usage; that of all children would include earlier ones.
     _, status, usage = os.wait4(child.pid, 0)
     clock = time.perf_counter() - began
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stderr.close()
     if child.returncode != code:
-        last = (said.strip().splitlines() or ["(nothing)"])[-1]
-        raise OSError(f"{' '.join(command)} ended with {child.returncode} and said: {last}")
+        last = (errors.strip().splitlines() or ["(nothing)"])[-1]
+        raise OSError(f"{' '.join(command)} ended with {child.returncode}: {last}")
     return usage.ru_utime + usage.ru_stime, clock
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     lines = [
-        f"Start-up, {result['rounds']} rounds: seconds of processor time, median (least), and by "
-        "the clock",
+        f"Start-up, {result['rounds']} rounds: processor seconds, median (smallest), and wall "
+        "seconds",
         "",
         f"{'':<{WIDE}}{'processor':>16}{'clock':>8}{'ratio':>8}",
     ]
@@ -154,13 +154,13 @@ def table(result: dict[str, Any]) -> str:
         busy = f"{one['processor']:.2f} ({one['least']:.2f})"
         lines.append(f"{WORDS[name]:<{WIDE}}{busy:>16}{one['clock']:>8.2f}{one['ratio']:>8.2f}")
     ways = result["ways"]
-    own = ways["heatmap, imports"]["processor"] / ways[MODEL]["processor"]
+    import_ratio = ways["heatmap, imports"]["processor"] / ways[MODEL]["processor"]
     return "\n".join(
         [
             *lines,
             "",
             f"At most {result['aim']:g} times {WORDS[REFERENCE]}, all but the import of the "
             f"model's class: {'yes' if result['held'] else 'NO'} ({result['most']:.2f}).",
-            f"All that heatmap imports is {own:.2f} times the model's class alone.",
+            f"All that heatmap imports is {import_ratio:.2f} times the model's class alone.",
         ]
     )

@@ -1,5 +1,5 @@
-"""Paired timing: every way in turn, again and again, each compared with the plain run of its own
-round, so that a machine that slows down slows all of them."""
+"""Paired timing: rounds of all ways, each way compared with the plain run of its own round, so
+other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run: up to the first token, the median of the tokens after it, and all."""
+    """Seconds of one run: to the first token, the median of the later tokens, and in total."""
 
     first: float
     each: float
@@ -67,22 +67,22 @@ def rounds(
     device: torch.device,
     seldom: Sequence[str] = (),
 ) -> dict[str, list[Timing | None]]:
-    """Run everything `repeats` times, interleaved; the order turns from round to round.
+    """Run everything `repeats` times, interleaved; the order rotates between rounds.
 
     Args:
         runs: name -> run, which is given a function to call after each token.
         repeats: rounds.
-        device: whose time counts.
+        device: the device that is timed.
         seldom: names that run in every third round only (None in the others): slow ones, whose
             ratio is far from 1.
     """
-    found: dict[str, list[Timing | None]] = {name: [] for name in runs}
+    timings: dict[str, list[Timing | None]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             skipped = name in seldom and turn % 3
-            found[name].append(None if skipped else timed(runs[name], device))
-    return found
+            timings[name].append(None if skipped else timed(runs[name], device))
+    return timings
 
 
 def settle(
@@ -91,13 +91,13 @@ def settle(
     most: int,
     within: float = 0.03,
 ) -> dict[str, float | int | None]:
-    """Run until two neighbours take the same time, for the first runs of a process are slower.
+    """Run until two successive runs take the same time; the first runs of a process are slower.
 
     Args:
         run: as in `rounds`.
-        device: whose time counts.
-        most: so often at most.
-        within: how near the same is.
+        device: the device that is timed.
+        most: maximum number of runs.
+        within: relative difference that counts as the same.
 
     Returns:
         `runs`: how often it ran; `apart`: by how much the last two differed, None for one run.
@@ -115,8 +115,8 @@ def settle(
 def ratio(
     of: Sequence[Timing | None], to: Sequence[Timing | None], part: str
 ) -> tuple[float, float]:
-    """One `part` of a timing compared: the median of the ratios within each round, and the ratio of
-    the fastest runs, which other programs disturbed least."""
+    """Compares one `part` of the timings: the median of the ratios within each round, and the ratio
+    of the fastest runs, which other programs disturbed least."""
     pairs = [
         (getattr(a, part), getattr(b, part))
         for a, b in zip(of, to, strict=True)
@@ -136,14 +136,14 @@ def median(timings: Sequence[Timing | None], part: str) -> float:
     )
 
 
-def totals(found: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
-    """Of each way: its whole time, and how many times that of `unit` it is."""
-    made = {}
-    for name, timings in found.items():
-        typical, fastest = ratio(timings, found[unit], "total")
+def totals(runs: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
+    """For each way its whole time, and the ratio to that of `unit`."""
+    result = {}
+    for name, timings in runs.items():
+        typical, fastest = ratio(timings, runs[unit], "total")
         seconds = median(timings, "total")
-        made[name] = {"ratio": typical, "ratio_of_fastest": fastest, "seconds": seconds}
-    return made
+        result[name] = {"ratio": typical, "ratio_of_fastest": fastest, "seconds": seconds}
+    return result
 
 
 def noise(timings: Sequence[Timing | None], part: str) -> float | None:

@@ -1,7 +1,7 @@
 """`python -m sinkscope.benchmarks var`: the cost of VAR and comparing relative to one plain run.
 
-All ways (`benchmarks.var_ways`) run interleaved in one process; every ratio is the median over
-rounds of a way's time by that of plain generation in the same round. Nothing here imports torch
+All ways (`benchmarks.var_variants`) run interleaved in one process; every ratio is the median over
+rounds of the time divided by that of plain generation in the same round. Nothing here imports torch
 before the command runs.
 """
 
@@ -25,14 +25,14 @@ from sinkscope.benchmarks.options import (
     Threads,
     Warmups,
 )
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
 # What is timed, in the order of the table.
-WAYS = {
+VARIANTS = {
     "plain": "plain SDPA generate (the unit)",
     "again": "plain once more",
     "var_run": "VAR and capture, one run",
@@ -61,7 +61,7 @@ def var(
         Path | None, typer.Option(help="Folder for var.json, var.txt and var.png.")
     ] = None,
 ) -> None:
-    """VAR at prefill and end to end, dense and ours; and comparing with the plain model."""
+    """VAR at prefill and in whole runs, dense and ours; and comparing with the plain model."""
     from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -71,7 +71,7 @@ def var(
 
         options = (tokens, repeats, threads, warmups)
         result = measure(shape, device, dtype, prompt_lengths(lengths), *options)
-        give(result, table(result), "var", as_json, output)
+        write_result(result, table(result), "var", as_json, output)
         if output is not None:
             plot(result, output / "var.png")
 
@@ -89,7 +89,7 @@ def measure(
     """All measurements, as plain values.
 
     Raises:
-        ValueError: no such device, or a length that holds no image.
+        ValueError: no such device, or a length with no room for an image.
     """
     import torch
 
@@ -122,30 +122,30 @@ def one_length(
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """All ways on one prompt; arguments as in `capture.one_length`."""
-    from sinkscope.benchmarks import timing, var_ways
+    from sinkscope.benchmarks import timing, var_variants
 
-    settings = var_ways.settings_for(handle, inputs)
-    runs = var_ways.Ways(handle, inputs, settings, tokens)
-    named = {name: getattr(runs, name) for name in WAYS if name not in left_out}
+    settings = var_variants.settings_for(handle, inputs)
+    runs = var_variants.VarVariants(handle, inputs, settings, tokens)
+    named = {name: getattr(runs, name) for name in VARIANTS if name not in left_out}
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(named["plain"], handle.device, most_warmups(warmups, on_a_gpu))
-    for run in named.values() if on_a_gpu else ():  # what is recorded once belongs to no round
+    for run in named.values() if on_a_gpu else ():  # what is recorded once is not measured
         run(lambda: None)
-    found = timing.rounds(named, repeats, handle.device)
+    timings = timing.rounds(named, repeats, handle.device)
     ways = {}
-    for name, own in found.items():
-        total, fastest = timing.ratio(own, found["plain"], "total")
+    for name, timings_of in timings.items():
+        total, fastest = timing.ratio(timings_of, timings["plain"], "total")
         ways[name] = {
-            "first_ratio": timing.ratio(own, found["plain"], "first")[0],
+            "first_ratio": timing.ratio(timings_of, timings["plain"], "first")[0],
             "total_ratio": total,
             "total_ratio_of_fastest": fastest,
-            "total_seconds": timing.median(own, "total"),
+            "total_seconds": timing.median(timings_of, "total"),
         }
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
         "tau": settings.tau,
-        "noise": timing.noise(found["plain"], "total"),
+        "noise": timing.noise(timings["plain"], "total"),
         "settled": settled,
         "ways": ways,
     }
@@ -166,7 +166,7 @@ def table(result: dict[str, Any]) -> str:
             f"  {'':42}{'to token 1':>12}{'whole run':>12}{'fastest':>12}",
         ]
         for name, way in row["ways"].items():
-            what = WAYS[name]
+            what = VARIANTS[name]
             first = "" if name == "same_text" else f"{way['first_ratio']:.3f}"
             lines.append(
                 f"  {what:42}{first:>12}{way['total_ratio']:>12.3f}"
@@ -176,12 +176,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """A bar a way and prompt length: whole run by one plain run."""
+    """A bar for each way and prompt length: whole run relative to one plain run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    names = list(WAYS)[1:]
+    names = list(VARIANTS)[1:]
     width = 0.8 / len(result["rows"])
     for index, row in enumerate(result["rows"]):
         values = [row["ways"][name]["total_ratio"] for name in names]
@@ -190,10 +190,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([place + 0.4 - width / 2 for place in range(len(names))])
-    axes.set_yticklabels([WAYS[name] for name in names])
+    axes.set_yticklabels([VARIANTS[name] for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(
-        "CPU time by one plain run" if result["device"].startswith("cpu") else "time by a plain run"
+        "CPU time / one plain run" if result["device"].startswith("cpu") else "time / one plain run"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the GenerationTrace, its parts, and its file format."""
+"""The record of a run: the GenerationTrace, its parts, and its file format."""

@@ -20,22 +20,22 @@ import torch
 from transformers import DynamicCache, StoppingCriteriaList
 
 from sinkscope.capture.answer_probes import AnswerProbes
-from sinkscope.capture.engine.answering import NoStepsError, StepRun, answer_by_steps
+from sinkscope.capture.engine.answering import StepRun, StepsUnavailableError, answer_by_steps
 from sinkscope.capture.engine.choice import EngineChoice, choose_engine
-from sinkscope.capture.engine.store import kept_bytes, let_go
+from sinkscope.capture.engine.store import kept_bytes, release_steps
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
 from sinkscope.capture.prompt import prompt_trace
 from sinkscope.capture.run import (
     Decoding,
     Ending,
-    decide,
+    decoding_for,
     distribution_errors_named,
     on_device,
     seeded,
 )
 from sinkscope.capture.session import Session, attached
-from sinkscope.capture.tokens import TokenProbe, described, weigh_all, with_texts
+from sinkscope.capture.tokens import TokenProbe, batch_statistics, described, with_texts
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
@@ -66,8 +66,9 @@ def answer(
         settings: length, sampling, what to capture.
         var: VAR settings of each row; None is the plain model.
         prefix: continue from it instead of starting at position 0; needed for more than one row.
-        mark: whose dimensions and threshold mark the sinks in the traces; None: those of the row
-            that has VAR, else the model's profile. With a prefix they must be its dimensions.
+        mark: gives the dimensions and threshold that mark sinks in the traces; None: those of
+            the row with VAR, otherwise the model's profile. With a prefix they must be its
+            dimensions.
         on_token: called with row, index and token as each is chosen.
         on_stage: called with a description of the stage if the next token will take long.
         stop: set it to end the run after the current token.
@@ -81,22 +82,22 @@ def answer(
     rows = len(var)
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
-    mark = mark or next((own for own in var if own is not None), None)
+    mark = mark or next((row_var for row_var in var if row_var is not None), None)
     request = _AnswerRequest(
         handle, inputs, settings, tuple(var), prefix, mark, _ReportOnce(on_token), on_stage, stop
     )
     choice = choose_engine(handle, settings)
     try:
         return request.by_steps(choice) if choice.used == "graph" else request.by_loop(choice)
-    except NoStepsError as error:
+    except StepsUnavailableError as error:
         choice = EngineChoice(settings.engine, "loop", str(error))
     except torch.OutOfMemoryError:
         if choice.used == "loop" and not kept_bytes(handle):
             raise
         if choice.used == "graph":
             choice = EngineChoice(settings.engine, "loop", "its memory did not fit on the device")
-    # Here the traceback holds no tensors of the run any more.
-    let_go(handle)
+    # At this point the traceback no longer references tensors of the run.
+    release_steps(handle)
     if handle.device.type == "cuda":
         torch.cuda.empty_cache()
     return request.by_loop(choice)
@@ -140,7 +141,7 @@ class _AnswerRequest:
     def by_loop(self, choice: EngineChoice) -> list[GenerationTrace]:
         """By transformers' `generate`."""
         handle, settings = self.handle, self.settings
-        decoding = decide(handle, settings, self.inputs.layout.length)
+        decoding = decoding_for(handle, settings, self.inputs.layout.length)
         probes, interventions = self._probes(), self._interventions()
         answers = [
             AnswerTokens(handle.tokenizer, row, self.once.of_row(row))
@@ -178,7 +179,7 @@ class _AnswerRequest:
     def by_steps(self, choice: EngineChoice) -> list[GenerationTrace]:
         """By the steps of `capture.engine`."""
         handle, settings = self.handle, self.settings
-        decoding = decide(handle, settings, self.inputs.layout.length)
+        decoding = decoding_for(handle, settings, self.inputs.layout.length)
         probes, interventions = self._probes(), self._interventions()
         token_probes = [
             TokenProbe(handle.tokenizer, batch_row=row, on_token=self.once.of_row(row))
@@ -212,7 +213,7 @@ class _AnswerRequest:
         return AnswerProbes.of(self.handle, self.inputs, settings, tokens, rows, self.mark)
 
     def _interventions(self) -> list[VAR]:
-        return [VAR(self.var)] if any(own is not None for own in self.var) else []
+        return [VAR(self.var)] if any(row_var is not None for row_var in self.var) else []
 
     def _traces(
         self,
@@ -230,10 +231,10 @@ class _AnswerRequest:
                     token_probes[row].finished(),
                     details.ending.finish_reason(row),
                     extra,
-                    None if own is None else (own, by[0]),
+                    None if row_var is None else (row_var, by[0]),
                 ),
             )
-            for row, own in enumerate(self.var)
+            for row, row_var in enumerate(self.var)
         ]
 
 
@@ -285,18 +286,20 @@ def score_answer(
         ).logits[0]
     pieces = TextPieces(handle.tokenizer)
     answer_ids = [token.id for token in plain.tokens]
-    weights = weigh_all(logits, answer_ids)
-    made = [described(pieces, own, i) for own, i in zip(weights, answer_ids, strict=True)]
-    tokens = with_texts(made, pieces)
+    weights = batch_statistics(logits, answer_ids)
+    described_tokens = [
+        described(pieces, statistics, i) for statistics, i in zip(weights, answer_ids, strict=True)
+    ]
+    tokens = with_texts(described_tokens, pieces)
     finished = _FinishedRun(handle, inputs, settings, session, probes, time.perf_counter() - began)
     extra = {"decoding": plain.extra.get("decoding", {})}
-    return _trace(finished, 0, _RowAnswer(tokens, plain.finish, extra, (var, intervention)))
+    return _trace(finished, 0, _RowAnswer(tokens, plain.finish_reason, extra, (var, intervention)))
 
 
 def begin_with(
     handle: ModelHandle, inputs: PromptInputs, rows: int, prefix: Prefix | None
 ) -> dict[str, Any]:
-    """What `generate` begins with: the whole prompt, or its ids and the keys of the prefix.
+    """The first inputs of `generate`: the whole prompt, or its ids and the keys of the prefix.
 
     The cache keeps every key. transformers' default cache drops those outside a sliding window, and
     rows would be shorter than the prompt. The mask hides them as before, so the numbers are the
@@ -340,10 +343,10 @@ def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> Generati
     sinks = session[probes.marks].found() if probes.marks else ()
     attention, shares, entropy = recorder.finish(len(row_answer.tokens))
     report = None
-    own, intervention = row_answer.var or (None, None)
-    if own is not None and intervention is not None:
+    row_var, intervention = row_answer.var or (None, None)
+    if row_var is not None and intervention is not None:
         report = {
-            "settings": dataclasses.asdict(own),
+            "settings": dataclasses.asdict(row_var),
             **dataclasses.asdict(session[intervention].report(row, len(row_answer.tokens))),
         }
     prompt_rows = None
@@ -362,11 +365,11 @@ def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> Generati
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        applied=() if own is None else (describe(own),),
+        applied=() if row_var is None else (describe(row_var),),
         model=finished.handle.info,
         settings=dataclasses.asdict(finished.settings),
         seed=finished.settings.seed,
-        finish=row_answer.finish_reason,
+        finish_reason=row_answer.finish_reason,
         seconds=finished.seconds,
         var=report,
         extra=row_answer.extra,

@@ -8,7 +8,7 @@ from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.prompt import kept_positions
-from sinkscope.capture.run import captured
+from sinkscope.capture.run import captured_indices
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -20,10 +20,10 @@ class AnswerProbes:
 
     Attributes:
         rows: the rows that explain the answer, one probe per batch row.
-        prompt_rows: those of the prompt's own tokens, likewise; none where none are wanted.
-        asked: the positions of these.
-        marks: sink scores, by VAR's dimensions, else by the model's profile; None where neither is
-            known.
+        prompt_rows: the rows of the prompt's own tokens, likewise; empty if none are wanted.
+        asked: the positions of these tokens.
+        marks: sink scores, by VAR's dimensions, otherwise by the model's profile; None if neither
+            is known.
     """
 
     rows: tuple[TraceRows, ...]
@@ -40,7 +40,7 @@ class AnswerProbes:
         batch: int,
         mark: VARSettings | None,
     ) -> AnswerProbes:
-        layers, heads = captured(handle, settings)
+        layers, heads = captured_indices(handle, settings)
         asked = kept_positions(inputs.layout, settings)
 
         def rows(count: int, first: int | None) -> tuple[TraceRows, ...]:
@@ -59,7 +59,7 @@ class AnswerProbes:
 
     @property
     def of_prompt(self) -> list[Probe]:
-        """Those that see only the prompt."""
+        """The probes that see only the prompt."""
         return [*self.prompt_rows, *([self.marks] if self.marks else [])]
 
     def all(self) -> list[Probe]:

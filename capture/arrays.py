@@ -1,7 +1,7 @@
 """A saved run for NumPy: read, and drawn, without torch, which takes seconds to import.
 
-It is the same `GenerationTrace`; where that says a tensor, this one has an array of the same shape
-and number type. `attention_processor.patch_map` takes both. Everything else, such as saving a
+It is the same `GenerationTrace`, but with arrays of the same shape and number type instead of
+tensors. `attention_processor.patch_map` takes both. Everything else, such as saving a
 trace, needs tensors (`GenerationTrace.open`).
 """
 
@@ -20,10 +20,10 @@ from sinkscope.capture.trace_values import ROWS, check_numbers, check_tensors, t
 
 
 def open_arrays(path: Path) -> GenerationTrace:
-    """Read a trace, all of it, as arrays.
+    """Read a whole trace as arrays.
 
     Raises:
-        ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
+        ValueError: the file is missing, damaged, not a trace, or of a newer format; the text says
             which.
     """
     with closing(TraceFile(path)) as file, damage_named(path):
@@ -38,13 +38,13 @@ def open_arrays(path: Path) -> GenerationTrace:
 
 
 def as_arrays(trace: GenerationTrace) -> GenerationTrace:
-    """A trace of tensors as one of arrays, which share their memory."""
+    """A trace with arrays instead of tensors; they share memory."""
     prompts = {
         name: None if rows is None else _with_arrays(rows)
         for name, rows in (("prompt_rows", trace.prompt_rows), ("reference", trace.reference))
     }
-    made: GenerationTrace = dataclasses.replace(_with_arrays(trace), **prompts)
-    return made
+    converted: GenerationTrace = dataclasses.replace(_with_arrays(trace), **prompts)
+    return converted
 
 
 def _with_arrays(rows: Any) -> Any:

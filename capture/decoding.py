@@ -1,12 +1,12 @@
 """How the next token is chosen in a run: by its settings or by the checkpoint's.
 
 transformers' `generate` takes what its caller leaves unset from the checkpoint's
-generation_config.json. So one rule holds for every setting (`capture.knobs` lists them): with
-`decoding` "ours" those that `GenerationSettings` names have its values and all others are off; with
-"checkpoint" they have the checkpoint's values, as transformers would use them. The tokens that end
-and pad an answer are the checkpoint's in both.
+generation_config.json. So one rule holds for every setting (`capture.generation_options` lists
+them): with `decoding` "ours" those that `GenerationSettings` names have its values and all others
+are off; with "checkpoint" they have the checkpoint's values, as transformers would use them. The
+tokens that end and pad an answer are the checkpoint's in both.
 
-Nothing here runs a model or needs transformers; `capture.run` makes its configuration of this.
+Nothing here runs a model or needs transformers; `capture.run` makes its configuration from this.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sinkscope.capture.knobs import KNOBS, SAMPLING_DEFAULTS
+from sinkscope.capture.generation_options import GENERATION_OPTIONS, SAMPLING_DEFAULTS
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.generation_file import GenerationFile, shortened
@@ -23,13 +23,13 @@ from sinkscope.models.generation_file import GenerationFile, shortened
 
 @dataclass(frozen=True)
 class CheckpointDecoding:
-    """What a checkpoint's own generation_config.json would do.
+    """The effect of a checkpoint's own generation_config.json.
 
     Attributes:
-        values: the settings that act, in plain values, with what transformers takes for those of
-            sampling that are not set. Empty is greedy decoding and nothing else.
-        refusals: why these cannot be followed, in sentences; empty where they can.
-        notes: what of the file has no effect or was replaced, in sentences.
+        values: the settings that have an effect, as plain values, with transformers' defaults for
+            sampling settings that are not set. Empty: greedy decoding and nothing else.
+        refusals: why these cannot be followed, in sentences; empty if they can.
+        notes: which parts of the file have no effect or were replaced, in sentences.
     """
 
     values: Mapping[str, Any]
@@ -51,10 +51,10 @@ class CheckpointDecoding:
         }
 
 
-def read_knobs(
+def read_options(
     own: Mapping[str, Any], vocabulary: int, file: GenerationFile | None = None
 ) -> CheckpointDecoding:
-    """What the attributes of a checkpoint's `GenerationConfig` would do.
+    """The effect of the attributes of a checkpoint's `GenerationConfig`.
 
     Args:
         own: the attributes, of whatever type the file gave them.
@@ -65,7 +65,7 @@ def read_knobs(
     sampling = own.get("do_sample") is True
     values: dict[str, Any] = {}
     refusals = [file.damage] if file.damage else []
-    for name, knob in KNOBS.items():
+    for name, knob in GENERATION_OPTIONS.items():
         value = own.get(name)
         if value is None:
             value = SAMPLING_DEFAULTS.get(name)
@@ -85,14 +85,14 @@ def read_knobs(
     return CheckpointDecoding(values, tuple(refusals), file.notes)
 
 
-def _contrasts(own: Mapping[str, Any]) -> bool:
+def _contrasts(values: Mapping[str, Any]) -> bool:
     """Whether `penalty_alpha` has an effect."""
-    top_k = own.get("top_k")
-    return own.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
+    top_k = values.get("top_k")
+    return values.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
 
 
 def own_values(settings: GenerationSettings) -> dict[str, Any]:
-    """What acts with decoding "ours", in plain values."""
+    """The settings in effect with decoding "ours", as plain values."""
     values: dict[str, Any] = {}
     if settings.temperature > 0:
         values = {
@@ -102,19 +102,21 @@ def own_values(settings: GenerationSettings) -> dict[str, Any]:
             "top_p": float(settings.top_p),
         }
     values["repetition_penalty"] = float(settings.repetition_penalty)
-    kept = {n: v for n, v in values.items() if n == "temperature" or KNOBS[n].active(v)}
+    kept = {
+        n: v for n, v in values.items() if n == "temperature" or GENERATION_OPTIONS[n].active(v)
+    }
     return {**kept, "max_new_tokens": settings.max_new_tokens}
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """Settings that act, as one line without any text of a file's own.
+    """Settings in effect, as one line that quotes no text from a file.
 
-    Such as `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
+    Example: `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
     """
-    drawn = [_word(n, v) for n, v in values.items() if KNOBS[n].kind == "samples"]
-    said = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
-    rest = (n for n in values if n != "do_sample" and KNOBS[n].kind != "samples")
-    return ", ".join([said, *(_word(name, values[name]) for name in rest)])
+    drawn = [_word(n, v) for n, v in values.items() if GENERATION_OPTIONS[n].kind == "samples"]
+    words = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
+    rest = (n for n in values if n != "do_sample" and GENERATION_OPTIONS[n].kind != "samples")
+    return ", ".join([words, *(_word(name, values[name]) for name in rest)])
 
 
 def _word(name: str, value: Any) -> str:
@@ -129,25 +131,25 @@ def _word(name: str, value: Any) -> str:
 
 
 def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
-    """A run's settings for people: those that had an effect on what was said, and the checkpoint's
-    own in one line where it decided."""
-    said = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
-    if said.pop("decoding", "ours") != "checkpoint":
-        return said
-    kept = {name: value for name, value in said.items() if name not in OF_CHECKPOINT}
+    """A run's settings for people: those that had an effect on the answer, and the
+    checkpoint's own in one line if it decided."""
+    settings = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
+    if settings.pop("decoding", "ours") != "checkpoint":
+        return settings
+    kept = {name: value for name, value in settings.items() if name not in OF_CHECKPOINT}
     return {**kept, "decoding": f"as the checkpoint says: {_chosen(_about(trace))}"}
 
 
 def decoding_words(trace: GenerationTrace) -> str:
-    """How a run's tokens were chosen, and what was not used for it; empty where it is not known."""
+    """How a run's tokens were chosen, and what was not used for it; empty if not known."""
     about = _about(trace)
     if not about:
         return ""
     if trace.settings.get("decoding") == "checkpoint":
         return f"as the checkpoint says: {_chosen(about)}."
     unused = unused_words(about)
-    own = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
-    return f"{_chosen(about)}.{own}"
+    not_used = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
+    return f"{_chosen(about)}.{not_used}"
 
 
 def engine_words(trace: GenerationTrace) -> str:
@@ -156,18 +158,18 @@ def engine_words(trace: GenerationTrace) -> str:
     why = about.get("why") if isinstance(about, Mapping) else None
     if not isinstance(about, Mapping) or not isinstance(why, str) or not why:
         return ""
-    made = "the same steps without a graph" if about.get("used") == "step" else "the loop"
-    return f"made by {made}, because {' '.join(why.split())[:300]}"
+    engine = "the same steps without a graph" if about.get("used") == "step" else "the loop"
+    return f"made by {engine}, because {' '.join(why.split())[:300]}"
 
 
 def unused_words(about: Mapping[str, Any]) -> str:
-    """What the checkpoint's own settings would do, where a run does not follow them; empty where
-    that is greedy decoding and nothing else.
+    """The effect that the checkpoint's own settings would have, if a run does not follow them;
+    empty if that is greedy decoding and nothing else.
 
     Args:
         about: `GenerationTrace.extra["decoding"]`.
     """
-    values, refused = _knobs(about.get("checkpoint")), about.get("refused")
+    values, refused = _options(about.get("checkpoint")), about.get("refused")
     if not values and not refused:
         return ""
     why = ["It cannot be followed:", *map(str, refused)] if isinstance(refused, list) else []
@@ -177,13 +179,13 @@ def unused_words(about: Mapping[str, Any]) -> str:
 def is_sampled(trace: GenerationTrace) -> bool:
     """Whether the answer was drawn at random, so that another seed may give another one."""
     about = _about(trace)
-    if not about:  # from before traces said so
+    if not about:  # older traces do not say
         return bool(trace.settings.get("temperature", 0) > 0)
-    return _knobs(about.get("used")).get("do_sample") is True
+    return _options(about.get("used")).get("do_sample") is True
 
 
 def _chosen(about: Mapping[str, Any]) -> str:
-    used = _knobs(about.get("used"))
+    used = _options(about.get("used"))
     used.pop("max_new_tokens", None)  # shown separately
     return in_words(used)
 
@@ -194,6 +196,6 @@ def _about(trace: GenerationTrace) -> Mapping[str, Any]:
     return about if isinstance(about, Mapping) else {}
 
 
-def _knobs(values: Any) -> dict[str, Any]:
+def _options(values: Any) -> dict[str, Any]:
     known = values.items() if isinstance(values, Mapping) else ()
-    return {name: value for name, value in known if name in KNOBS}
+    return {name: value for name, value in known if name in GENERATION_OPTIONS}

@@ -18,7 +18,7 @@ from sinkscope.capture.engine.history import Shape
 from sinkscope.capture.engine.store import kept_bytes
 from sinkscope.capture.pace import Pace, Work, expected_seconds
 from sinkscope.capture.recorder import STAGED_BYTES
-from sinkscope.capture.run import captured, smaller_image
+from sinkscope.capture.run import captured_indices, smaller_image
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
@@ -41,9 +41,9 @@ class Forecast:
         working_bytes: attention rows being processed, on the device, in addition to plain
             generation; with steps (`capture.engine`) also those that wait there to be copied to the
             host.
-        cache_bytes: keys and values, on the device; plain generation takes them too.
+        cache_bytes: keys and values, on the device; plain generation needs them too.
         seconds: of the whole run, with both answers of a comparison.
-        host_available, device_available: free bytes now; None where this system does not say.
+        host_available, device_available: free bytes now; None if this system does not report them.
         measured: whether `seconds` is based on finished runs; otherwise it is an estimate.
     """
 
@@ -73,7 +73,7 @@ def forecast(
     same_text: bool = False,
     pace: Pace | None = None,
 ) -> Forecast:
-    """What `attention_extractor.generate` or `compare` will take with these arguments.
+    """What `attention_extractor.generate` or `compare` will need with these arguments.
 
     Costs a few matrix products and needs no lock. An estimate is larger while something else runs.
 
@@ -139,7 +139,7 @@ def check_stash_memory(
 
 def query_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
     """Bytes of the queries that `capture.stash` keeps: all heads, of the captured layers."""
-    layers, _ = captured(handle, settings)
+    layers, _ = captured_indices(handle, settings)
     kept = settings.max_new_tokens + max(0, len(kept_positions(inputs.layout, settings)) - 1)
     size = handle.embeddings.element_size()
     return kept * len(layers) * handle.stack.heads * _head_size(handle) * size
@@ -201,7 +201,7 @@ def kept_positions(layout: PromptLayout, settings: GenerationSettings) -> range:
 
 def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
     """Bytes of one token's rows: float16 vision columns, float32 shares and entropy."""
-    layers, heads = captured(handle, settings)
+    layers, heads = captured_indices(handle, settings)
     kept = 1 if settings.reduce_heads else len(heads)
     return bytes_of_a_row(inputs.layout, len(layers), kept)
 
@@ -212,7 +212,7 @@ def bytes_of_a_row(layout: PromptLayout, layers: int, heads: int) -> int:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can be taken now without swapping; None where this system does not say."""
+    """Bytes that can be taken now without swapping; None if this system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -224,7 +224,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def container_free(folder: Path) -> int | None:
-    """What a container's limit (cgroup version 2) leaves; None where there is no limit."""
+    """Free bytes below a container's limit (cgroup version 2); None if there is no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         taken = int((folder / "memory.current").read_text())
@@ -241,7 +241,7 @@ def _working_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generati
     keys = inputs.layout.length + settings.max_new_tokens
     row = handle.stack.heads * keys * 4
     if choose_engine(handle, settings).used == "graph":
-        layers, heads = captured(handle, settings)
+        layers, heads = captured_indices(handle, settings)
         kept = 1 if settings.reduce_heads else len(heads)
         shape = Shape.of(inputs.layout, len(layers), 1, kept)
         fixed = shape.working_bytes(len(heads), capacity_for(keys), settings.max_new_tokens)
@@ -259,10 +259,10 @@ def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generation
 
 
 def _head_size(handle: ModelHandle) -> int:
-    """The width of a head: as the config says, because not every model divides the hidden size."""
+    """The width of a head: from the config, because not every model divides the hidden size."""
     stack = handle.stack
     text = handle.model.config.get_text_config()
-    said = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]
-    sizes = (getattr(one, "head_dim", None) for one in said)
-    found = next((size for size in sizes if isinstance(size, int) and size > 0), None)
-    return found or stack.hidden_size // stack.heads
+    candidates = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]
+    sizes = (getattr(one, "head_dim", None) for one in candidates)
+    head_size = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    return head_size or stack.hidden_size // stack.heads

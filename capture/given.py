@@ -10,7 +10,7 @@ from typing import Any
 from sinkscope.capture.answer import score_answer
 from sinkscope.capture.prefix import forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, reference_row
-from sinkscope.capture.run import captured, memory_errors_named
+from sinkscope.capture.run import captured_indices, memory_errors_named
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
@@ -27,7 +27,7 @@ class _GivenTokens:
     """The part of an answer that `score_answer` uses."""
 
     tokens: tuple[_TokenId, ...]
-    finish: str = "given"
+    finish_reason: str = "given"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -51,7 +51,7 @@ def given_answer(
     Raises:
         ValueError: the text is empty, or a layer or head that the model does not have.
     """
-    captured(handle, settings)
+    captured_indices(handle, settings)
     tokenizer = handle.tokenizer
     answer = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not answer:
@@ -60,10 +60,10 @@ def given_answer(
     with handle.lock, memory_errors_named(inputs, settings):
         prefix = forward_prefix(handle, inputs, dims)
         trace = score_answer(handle, inputs, settings, None, _GivenTokens.of(answer), prefix)
-        reference, said = None, {}
+        reference, extra = None, {}
         if settings.reference:
             try:
                 reference = reference_row(handle, inputs, settings, prefix)
             except NoReferenceError as error:
-                said = {"no_reference": str(error)}
-    return dataclasses.replace(trace, reference=reference, extra={**trace.extra, **said})
+                extra = {"no_reference": str(error)}
+    return dataclasses.replace(trace, reference=reference, extra={**trace.extra, **extra})

@@ -1,4 +1,4 @@
-"""How probable a given answer is in a forward pass."""
+"""The probability of a given answer in a forward pass."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def answer_log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
         float32 (B, T) on the CPU.
 
     Raises:
-        ValueError: the model's output is not a number.
+        ValueError: the model's output is not finite.
     """
     ids = torch.tensor(answer, device=logits.device)[:, None]
     rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
-    found = torch.stack(rows).cpu()
-    if not bool(torch.isfinite(found).all()):
+    log_probabilities = torch.stack(rows).cpu()
+    if not bool(torch.isfinite(log_probabilities).all()):
         raise ValueError(NOT_A_NUMBER)
-    return found
+    return log_probabilities

@@ -25,12 +25,12 @@ from sinkscope.models.family import PromptLayout
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.vision_cost import vision_attention
 
-PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
+PROBE_ROWS = 256  # rows of the matrix product that measures the prefill's speed
 PROBE_LAYERS = 4  # one row, with this many layers: decoding never finds one in cache
 LAYER_SECONDS = 1e-3  # the least time of a layer and token, however small: about forty operations
 ATTENTION_COST = 2  # a multiplication in attention takes as long as this many in a matrix product
 REMEMBERED, NEAREST = 16, 3
-ABOUT = 4.0  # runs are of similar size if neither is estimated to take longer by this factor
+ABOUT = 4.0  # runs are of similar size if their estimates differ by less than this factor
 MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -40,7 +40,7 @@ class Work:
 
     Attributes:
         layout: of the prompt.
-        new_tokens: how many were made, or may be.
+        new_tokens: number of generated tokens, or its limit.
         answers: at once; with `same_text` the second one is one pass over the first one's text.
         same_text: as above.
     """
@@ -63,7 +63,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._handle: weakref.ref[ModelHandle] | None = None  # must not keep a model in memory
+        self._handle: weakref.ref[ModelHandle] | None = None  # does not keep the model alive
         self._finished: deque[_Finished] = deque(maxlen=REMEMBERED)
         self._probes: dict[int, float] = {}
 
@@ -82,10 +82,10 @@ class Pace:
             return
         steps = len(token_times) - 1
         making = token_times[-1] - token_times[0]
-        found = _Finished(work, max(seconds - making, 0.0), making / steps if steps else None)
+        finished = _Finished(work, max(seconds - making, 0.0), making / steps if steps else None)
         with self._lock:
             self._of(handle)
-            self._finished.append(found)
+            self._finished.append(finished)
 
     def finished(self, handle: ModelHandle, work: Work) -> list[_Finished]:
         """The finished runs of the model, newest first: those of the same kind, if there are any,
@@ -131,7 +131,7 @@ def expected_seconds(
     about = [run for run in runs if max(run[1] / prompt, prompt / run[1]) <= ABOUT]
     if about:
         prompt *= median(run.prompt_seconds / guess for run, guess, _ in about[:NEAREST])
-    elif runs:  # at least what any smaller run took, and at most what any larger one took
+    elif runs:  # at least as long as any smaller run, and at most as long as any larger one
         smaller = [run.prompt_seconds for run, guess, _ in runs if guess < prompt]
         larger = [run.prompt_seconds for run, guess, _ in runs if guess > prompt]
         prompt = min(max([prompt, *smaller]), *larger, math.inf)
@@ -169,7 +169,7 @@ def _estimate(handle: ModelHandle, work: Work, many: float, one: float) -> tuple
 
 
 def _seconds_per_product(layers: Sequence[nn.Module], rows: int) -> float:
-    """Seconds a multiplication takes in a layer's largest matrix, for so many rows at once."""
+    """Seconds per multiplication in a layer's largest matrix, for this many rows at once."""
     matrices = [_largest_matrix(layer) for layer in layers]
     inputs = [torch.zeros(rows, m.shape[1], dtype=m.dtype, device=m.device) for m in matrices]
     best = float("inf")

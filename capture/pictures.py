@@ -1,4 +1,4 @@
-"""The images of a trace in its file: PNG, without loss, so that the model gets the same pixels.
+"""The images of a trace in its file: lossless PNG, so that the model gets the same pixels.
 
 Before format 6 they were raw pixels, (height, width, 3).
 """
@@ -33,7 +33,7 @@ def unpacked(name: str, values: np.ndarray) -> Image.Image:
         values: uint8, (bytes,) of a PNG; or of old files (height, width, 3).
 
     Raises:
-        ValueError: it is no PNG, or beyond what is decoded; as the end of a sentence.
+        ValueError: it is not a PNG, or too large to be decoded; as the end of a sentence.
     """
     if values.ndim == 3:
         return Image.fromarray(values)
@@ -44,5 +44,5 @@ def unpacked(name: str, values: np.ndarray) -> Image.Image:
 
 
 def is_picture(dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor can be an image of a file, of whatever version."""
+    """Whether a tensor can be an image in a file of any version."""
     return dtype == "U8" and 0 not in shape and (len(shape) == 1 or shape[2:] == (3,))

@@ -1,4 +1,4 @@
-"""The part of a prompt that VAR leaves alone, passed through the model once and shared.
+"""The part of a prompt that VAR does not change, passed through the model once and shared.
 
 VAR changes only rows after the last image, so keys and values up to there are the same with and
 without it, and for every setting. They are the larger part of a prompt. A `Prefix` holds them; each
@@ -25,11 +25,11 @@ from sinkscope.models.loading import ModelHandle
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of prompt positions [0, length), with the sink scores seen on the way.
+    """Keys and values of prompt positions [0, length), with their sink scores.
 
     Attributes:
         inputs: the prompt it belongs to.
-        model: which model made it; no other can continue from it.
+        model: the model that made it; no other can continue from it.
         length: number of positions: up to the end of the last image.
         cache: never given out; see `fork`.
         positions: what the family needs to continue after the prefix.
@@ -89,7 +89,7 @@ class BatchPrefix:
 
     @staticmethod
     def of(rows: Sequence[Prefix]) -> BatchPrefix:
-        """Line them up."""
+        """Align the prefixes."""
         length = max(row.length for row in rows)
         whole = length + max(len(row.inputs.token_ids) - row.length for row in rows)
         ids = torch.tensor([[row.inputs.token_ids[0]] * whole for row in rows])
@@ -179,7 +179,7 @@ def forward_prefix(handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, .
     Args:
         handle: a loaded model.
         inputs: a prompt with at least one image.
-        dims: sink dimensions to score on the way; may be empty.
+        dims: sink dimensions to score as well; may be empty.
 
     Raises:
         ValueError: the prompt has no image.

@@ -1,4 +1,4 @@
-"""Attention of the PROMPT's own tokens: what each of them looked at while it was read.
+"""Attention of the PROMPT's own tokens: what each of them attended to.
 
 Row convention: row r is the query row AT prompt position `positions[r]` (`capture.trace`).
 
@@ -19,7 +19,7 @@ from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import captured, on_device, smaller_image
+from sinkscope.capture.run import captured_indices, on_device, smaller_image
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import LayerSinks, PromptToken, PromptTrace
 from sinkscope.config import GenerationSettings
@@ -51,7 +51,7 @@ def read_prompt(
     With a `prefix` of the same positions the pass begins after it; the requested positions must be
     after it too, and sinks are not searched for.
     """
-    layers, heads = captured(handle, settings)
+    layers, heads = captured_indices(handle, settings)
     wanted = _positions(inputs.layout, positions)
     check_payload(
         len(wanted) * row_bytes(handle, inputs, settings),
@@ -81,7 +81,7 @@ def read_prompt(
         handle.info,
         inputs,
         wanted,
-        [session[own] for own in rows],
+        [session[probe] for probe in rows],
         session[marks].found() if marks else (),
     )
 
@@ -125,7 +125,7 @@ def reference_row(
     and the images are cut into the same patches. Earlier turns are left out. They come after the
     image and ask about it, so they belong to what the generic instruction replaces.
 
-    The pass begins after the `prefix` of `inputs`, where there is one.
+    The pass begins after the `prefix` of `inputs`, if there is one.
 
     Raises:
         NoReferenceError: the images were cut into other patches, because `inputs` were not prepared
@@ -151,7 +151,7 @@ def reference_row(
     row = read_prompt(
         handle, general, [general.layout.length - 1], settings, prefix if same else None
     )
-    return dataclasses.replace(row, sinks=())  # show the run's own
+    return dataclasses.replace(row, sinks=())  # the run's own sinks are shown
 
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sinkscope.capture.crossing import Crossing, Kept, Size
+from sinkscope.capture.host_copies import BufferSize, HostCopies, ReducedRows
 from sinkscope.capture.probes.base import Reader
 from sinkscope.capture.trace import MEAN_HEAD
 from sinkscope.models.family import PromptLayout
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 STAGED_BYTES = 1 << 22  # bytes of staged rows; bounds the memory in addition to the buffers
 STAGED_ON_A_GPU = 1 << 25  # on a GPU each reading is several more launches
@@ -52,7 +52,7 @@ class TraceRecorder(Reader):
         batch_row: which row of the batch to read.
         reduce_heads: keep the mean over these heads instead of each.
         pinned: rows are on a GPU; kept values are copied through pinned memory, one copy per token,
-            so that nothing waits for it (`capture.crossing`).
+            so that nothing waits for it (`capture.host_copies`).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TraceRecorder(Reader):
         self.batch_row = batch_row
         self._slot = {layer: index for index, layer in enumerate(self.layers)}
         self.tokens = tokens
-        self.looks = (At("rows", self.layers, range(self._first, self._first + tokens)),)
+        self.reads = (SiteSelection("rows", self.layers, range(self._first, self._first + tokens)),)
         size = (tokens, len(self.layers), len(self.heads))
         # The operating system hands out these pages as they are written: a short answer costs
         # little.
@@ -84,7 +84,7 @@ class TraceRecorder(Reader):
         self._shares = torch.empty(*size, len(layout.segments) + 1, dtype=torch.float32)
         self._entropy = torch.empty(*size, dtype=torch.float32)
         self._vision = layout.vision_stretches()
-        self._crossing = Crossing() if pinned else None
+        self._copies = HostCopies() if pinned else None
         self._most_staged = STAGED_ON_A_GPU if pinned else STAGED_BYTES
         self._rows = 0
         self._staged: list[torch.Tensor] = []  # each (1, H, R, K)
@@ -157,9 +157,9 @@ class TraceRecorder(Reader):
             H), on the CPU.
         """
         self._read_staged()
-        if self._crossing is not None:
-            self._crossing.send()
-            self._crossing.land(wait=True)
+        if self._copies is not None:
+            self._copies.start()
+            self._copies.finish(wait=True)
         if tokens > self._rows:
             raise RuntimeError(
                 f"{tokens} tokens were generated but only {self._rows} attention rows were "
@@ -173,8 +173,8 @@ class TraceRecorder(Reader):
         self._block, self._staged = None, []
         if block is None or not staged:
             return
-        if self._crossing is not None:
-            self._crossing.land(wait=False)
+        if self._copies is not None:
+            self._copies.finish(wait=False)
         rows = torch.cat(staged).float()  # (l, H, R, K)
         count = len(staged)
         staged.clear()
@@ -193,22 +193,22 @@ class TraceRecorder(Reader):
             kept.attention[..., columns].copy_(rows[..., positions].movedim(2, 0))
         kept.shares.copy_(shares.movedim(2, 0))
         kept.entropy.copy_(entropy.movedim(2, 0))
-        if self._crossing is not None and block.slot + count == len(self.layers):
-            self._crossing.send()
+        if self._copies is not None and block.slot + count == len(self.layers):
+            self._copies.start()
         self._rows = max(self._rows, block.first + rows.shape[2])
 
-    def _place(self, block: _Block, count: int) -> Kept:
+    def _place(self, block: _Block, count: int) -> ReducedRows:
         """The output buffer of `count` staged layers: a part of the buffers, or memory on the
         device that is copied there."""
         rows = block.shape[2]
         slots, to = slice(block.slot, block.slot + count), slice(block.first, block.first + rows)
-        here = Kept(self._attention[to], self._shares[to], self._entropy[to])
-        if self._crossing is None:
-            return here.layers(slots)
+        destination = ReducedRows(self._attention[to], self._shares[to], self._entropy[to])
+        if self._copies is None:
+            return destination.layers(slots)
         layers = len(self.layers)
         if rows > 1:  # of a prompt: rows come block by block in each layer, and share no copy
-            here, slots, layers = here.layers(slots), slice(0, count), count
-        size = Size(
+            destination, slots, layers = destination.layers(slots), slice(0, count), count
+        size = BufferSize(
             rows, layers, len(self.heads), self.layout.vision_tokens, self._shares.shape[-1]
         )
-        return self._crossing.part(size, block.device, block.first, slots, here)
+        return self._copies.buffer(size, block.device, block.first, slots, destination)

@@ -1,4 +1,4 @@
-"""The mechanics of one run: how it is stopped, seeded, and cleaned up when memory runs out."""
+"""One run: how it is stopped, seeded, and cleaned up when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StopStringCriteria
 
-from sinkscope.capture.decoding import CheckpointDecoding, own_values, read_knobs
-from sinkscope.capture.knobs import KNOBS
+from sinkscope.capture.decoding import CheckpointDecoding, own_values, read_options
+from sinkscope.capture.generation_options import GENERATION_OPTIONS
 from sinkscope.capture.tokens import TokenProbe
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
@@ -58,17 +58,17 @@ class Ending(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        over = self.tell(input_ids[:, -1].tolist(), input_ids)
+        over = self.report(input_ids[:, -1].tolist(), input_ids)
         if all(over) or not any(over):  # on a GPU this waits for nothing
             return torch.full((len(over),), over[0], dtype=torch.bool, device=input_ids.device)
         return torch.tensor(over, device=input_ids.device)
 
     @property
     def needs_ids(self) -> bool:
-        """Whether `tell` needs more than the newest tokens."""
+        """Whether `report` needs more than the newest tokens."""
         return self._stop_strings is not None
 
-    def tell(self, tokens: Sequence[int], input_ids: torch.Tensor | None) -> list[bool]:
+    def report(self, tokens: Sequence[int], input_ids: torch.Tensor | None) -> list[bool]:
         """Report the newest token of each row.
 
         Args:
@@ -99,14 +99,14 @@ class Ending(StoppingCriteria):
         )
 
     def _for_all(self) -> str:
-        """Why the whole run ends with this token; empty if it goes on."""
+        """Why the whole run ends with this token; empty if it continues."""
         if self._stop is not None and self._stop.is_set():
             return "stopped"
         late = self._deadline is not None and time.monotonic() > self._deadline
         return "time" if late else ""
 
     def finish_reason(self, row: int = 0) -> str:
-        """Why the answer of a row ended (`GenerationTrace.finish`)."""
+        """Why the answer of a row ended (`GenerationTrace.finish_reason`)."""
         return self._finish_reasons[row] or "length"
 
 
@@ -136,7 +136,7 @@ def out_of_memory_named(
         yield
     except errors:
         full = True  # raised below, when the traceback no longer holds the run's tensors
-    except RuntimeError as error:  # what torch raises where a CPU's memory is full
+    except RuntimeError as error:  # torch raises this if a CPU's memory is full
         full = "can't allocate memory" in str(error)
         if not full:
             raise
@@ -166,7 +166,7 @@ def smaller_image(inputs: PromptInputs) -> str:
     return f"a smaller image ({setting}now {tokens} vision tokens), " if tokens else ""
 
 
-def captured(
+def captured_indices(
     handle: ModelHandle, settings: GenerationSettings
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Indices of the layers and heads to keep.
@@ -191,7 +191,7 @@ def on_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-class _Complete(GenerationConfig):
+class _CompleteConfig(GenerationConfig):
     """A configuration that sets every attribute, so `generate` adds none of the checkpoint's."""
 
     def update(  # type: ignore[override]  # the library passes both
@@ -206,7 +206,7 @@ class Decoding:
 
     Attributes:
         config: for transformers' `generate`.
-        max_time, stop_strings: what else ends an answer (see `Ending`); None and () for nothing.
+        max_time, stop_strings: what else ends an answer (see `Ending`); None and () if nothing.
         about: for the trace (`GenerationTrace.extra`), in plain values.
     """
 
@@ -221,7 +221,7 @@ class Decoding:
         probes: Sequence[TokenProbe],
         stop: threading.Event | None = None,
     ) -> Ending:
-        """What ends the run that is about to begin."""
+        """The `Ending` of the run that is about to begin."""
         strings = None
         if self.stop_strings:
             strings = StopStringCriteria(handle.tokenizer, list(self.stop_strings))
@@ -232,10 +232,10 @@ class Decoding:
 def checkpoint_decoding(handle: ModelHandle) -> CheckpointDecoding:
     """What the checkpoint's own generation_config.json would do."""
     vocabulary = handle.model.config.get_text_config().vocab_size
-    return read_knobs(vars(handle.model.generation_config), vocabulary, handle.generation_file)
+    return read_options(vars(handle.model.generation_config), vocabulary, handle.generation_file)
 
 
-def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int) -> Decoding:
+def decoding_for(handle: ModelHandle, settings: GenerationSettings, prompt_length: int) -> Decoding:
     """How a run chooses its tokens: as the settings say, or as the checkpoint says.
 
     Args:
@@ -247,20 +247,24 @@ def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int
         ValueError: the checkpoint decides, and requests what cannot be captured or has a value that
             transformers cannot use.
     """
-    own = checkpoint_decoding(handle)
+    checkpoint = checkpoint_decoding(handle)
     followed = settings.decoding == "checkpoint"
-    used = _limited(own, settings, prompt_length) if followed else own_values(settings)
+    used = _limited(checkpoint, settings, prompt_length) if followed else own_values(settings)
     tokens = handle.model.generation_config
     values = {
         # Without sampling, 50 is transformers' word for "unset".
-        **{name: knob.off for name, knob in KNOBS.items() if knob.kind not in ("token", "record")},
+        **{
+            name: knob.off
+            for name, knob in GENERATION_OPTIONS.items()
+            if knob.kind not in ("token", "record")
+        },
         "top_k": 0 if used.get("do_sample") else 50,
         **used,
         "max_length": None,
         "max_time": None,
         "stop_strings": None,
         "eos_token_id": tokens.eos_token_id,
-        "pad_token_id": first(tokens.eos_token_id)
+        "pad_token_id": first_id(tokens.eos_token_id)
         if tokens.pad_token_id is None
         else tokens.pad_token_id,
         "bos_token_id": tokens.bos_token_id,
@@ -268,31 +272,31 @@ def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int
     if "watermarking_config" in used:
         values["watermarking_config"] = tokens.watermarking_config
     try:
-        config = _Complete(**values)  # type: ignore[no-untyped-call]
+        config = _CompleteConfig(**values)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise _not_followed([f"{error}"]) from error
     strings = tuple(used.get("stop_strings", ()))
-    return Decoding(config, used.get("max_time"), strings, {"used": used, **own.about()})
+    return Decoding(config, used.get("max_time"), strings, {"used": used, **checkpoint.about()})
 
 
 def _limited(
-    own: CheckpointDecoding, settings: GenerationSettings, prompt_length: int
+    checkpoint: CheckpointDecoding, settings: GenerationSettings, prompt_length: int
 ) -> dict[str, Any]:
     """The checkpoint's values with the lower of its and our limits on the answer's length."""
-    if own.refusals:
-        raise _not_followed(own.refusals)
-    limit = own.values.get("max_new_tokens")
-    if limit is None and "max_length" in own.values:
-        limit = own.values["max_length"] - prompt_length
+    if checkpoint.refusals:
+        raise _not_followed(checkpoint.refusals)
+    limit = checkpoint.values.get("max_new_tokens")
+    if limit is None and "max_length" in checkpoint.values:
+        limit = checkpoint.values["max_length"] - prompt_length
         if limit < 1:
             raise _not_followed(
                 [
-                    f"max_length is {own.values['max_length']}, but the prompt alone has "
+                    f"max_length is {checkpoint.values['max_length']}, but the prompt already has "
                     f"{prompt_length} tokens."
                 ]
             )
     limit = settings.max_new_tokens if limit is None else min(limit, settings.max_new_tokens)
-    return {**own.values, "max_new_tokens": limit}
+    return {**checkpoint.values, "max_new_tokens": limit}
 
 
 def _not_followed(why: Sequence[str]) -> ValueError:
@@ -321,6 +325,6 @@ def end_tokens(handle: ModelHandle) -> frozenset[int]:
     return frozenset(() if end is None else [end] if isinstance(end, int) else end)
 
 
-def first(token: int | Sequence[int] | None) -> int | None:
+def first_id(token: int | Sequence[int] | None) -> int | None:
     """One id of an id or a list of ids."""
     return token if token is None or isinstance(token, int) else token[0]

@@ -25,18 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.capture.probes.base import Probe, Reader
-from sinkscope.interventions.base import Acting, Intervention, overrides
+from sinkscope.interventions.base import ActiveIntervention, Intervention, overrides
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, Looker, RowChange
+from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, RowChange, SiteReader
 from sinkscope.models.run_info import RunInfo, Step
 from sinkscope.models.sites import (
-    EVER,
     MODULE_SITES,
+    NO_END,
     NO_LAYER,
     WHOLE_MODEL,
-    At,
     HookPoint,
+    SiteSelection,
     put,
     take,
 )
@@ -60,17 +60,17 @@ class Session:
         self,
         run: RunInfo,
         readers: Sequence[tuple[Probe, Reader]],
-        acting: Sequence[tuple[Intervention, Acting]],
+        acting: Sequence[tuple[Intervention, ActiveIntervention]],
     ) -> None:
         self.run = run
-        self.acting = tuple(begun for _, begun in acting)
+        self.acting = tuple(active for _, active in acting)
         self.row_changes: dict[int, list[RowChange]] = {}
-        self._parts: list[tuple[object, Reader | Acting]] = [*readers, *acting]
+        self._parts: list[tuple[object, Reader | ActiveIntervention]] = [*readers, *acting]
 
     def __getitem__(self, part: Probe | Intervention) -> Any:
-        for given, begun in self._parts:
+        for given, active in self._parts:
             if given is part:
-                return begun.result()
+                return active.result()
         raise KeyError(f"{part!r} is not attached to this session; give the object itself.")
 
 
@@ -146,9 +146,9 @@ def attached(
     for _, one in acting:
         wiring.add_changes(one)
     for _, one in acting:
-        wiring.add_looks(one)
+        wiring.add_readers(one)
     for _, reader in readers:
-        wiring.add_looks(reader)
+        wiring.add_readers(reader)
     session.row_changes = wiring.row_changes()
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(gradients))
@@ -163,8 +163,8 @@ class _SiteHook:
     name: str
     layer: int
     point: HookPoint
-    edits: list[tuple[At, Acting]]
-    looks: list[tuple[At, Looker]]
+    edits: list[tuple[SiteSelection, ActiveIntervention]]
+    reads: list[tuple[SiteSelection, SiteReader]]
 
 
 class _Wiring:
@@ -174,11 +174,11 @@ class _Wiring:
         self._stack, self._run = stack, run
         self._plan = ForwardPlan({}, run.step, run.length, run.batch, gradients)
         self._sites: dict[tuple[str, int], _SiteHook] = {}
-        self._logits: list[tuple[At, Looker]] = []
-        self._inputs: list[tuple[At, Looker]] = []
+        self._logits: list[tuple[SiteSelection, SiteReader]] = []
+        self._inputs: list[tuple[SiteSelection, SiteReader]] = []
         self._anything = False
 
-    def add_changes(self, acting: Acting) -> None:
+    def add_changes(self, acting: ActiveIntervention) -> None:
         """Append an intervention."""
         for at in getattr(acting, "edits", ()):
             for layer in self._layers(at.layers, at.site):
@@ -197,9 +197,9 @@ class _Wiring:
         for layer in layers if overrides(acting, "mask") else ():
             self._layer(layer).masks.append(acting)
 
-    def add_looks(self, looker: Acting | Reader) -> None:
+    def add_readers(self, looker: ActiveIntervention | Reader) -> None:
         """Add a reader: a probe, or an intervention that reads."""
-        for at in getattr(looker, "looks", ()):
+        for at in getattr(looker, "reads", ()):
             if at.site in WHOLE_MODEL:
                 (self._logits if at.site == "logits" else self._inputs).append((at, looker))
                 self._anything = True
@@ -210,11 +210,15 @@ class _Wiring:
                 elif at.site == "queries_keys":
                     self._layer(layer).keys.append((at, looker))
                 else:
-                    self._site(at.site, layer).looks.append((at, looker))
+                    self._site(at.site, layer).reads.append((at, looker))
 
     def row_changes(self) -> dict[int, list[RowChange]]:
         """layer -> what changes its rows, in order."""
-        return {n: own.changes for n, own in self._plan.layers.items() if own.changes}
+        return {
+            n: layer_plan.changes
+            for n, layer_plan in self._plan.layers.items()
+            if layer_plan.changes
+        }
 
     def hook_in(self, undo: ExitStack) -> None:
         """Register the hooks, to be removed by `undo`."""
@@ -251,8 +255,8 @@ class _Wiring:
         stop = self._run.step.start + self._run.step.length
         first, count = stop - logits.shape[1], logits.shape[1]
         for at, looker in self._logits:
-            if here := at.here(first, count):
-                looker.see(at.site, NO_LAYER, take(logits, here, first), here)
+            if positions := at.positions_in(first, count):
+                looker.see(at.site, NO_LAYER, take(logits, positions, first), positions)
 
     def _at_input(self, site: _SiteHook) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,24 +287,24 @@ class _Wiring:
         values = whole = site.point.values(given)
         seen = False
         for at, acting in site.edits:
-            if here := at.here(step.start, step.length):
-                part = take(values, here, step.start)
-                new = acting.edit(site.name, site.layer, part, here)
+            if positions := at.positions_in(step.start, step.length):
+                part = take(values, positions, step.start)
+                new = acting.edit(site.name, site.layer, part, positions)
                 if new.shape != part.shape:
                     raise ValueError(
                         f"{type(acting).__name__} made {tuple(new.shape)} of {site.name} "
                         f"{tuple(part.shape)} in layer {site.layer}; the shape must stay."
                     )
-                values = put(values, here, step.start, new.to(part.dtype))
-        for at, looker in site.looks:
-            if here := at.here(step.start, step.length):
-                part = take(values, here, step.start)
+                values = put(values, positions, step.start, new.to(part.dtype))
+        for at, looker in site.reads:
+            if positions := at.positions_in(step.start, step.length):
+                part = take(values, positions, step.start)
                 if self._plan.gradients:
                     if not part.requires_grad:
                         part = part.detach().requires_grad_()
                     # Readers must see the tensor that the model uses, or nothing depends on it.
-                    values = put(values, here, step.start, part)
-                looker.see(site.name, site.layer, part, here)
+                    values = put(values, positions, step.start, part)
+                looker.see(site.name, site.layer, part, positions)
                 seen = True
         if values is whole and (site.point.heads is None or not (seen and self._plan.gradients)):
             return given  # otherwise readers would see a view that nothing depends on
@@ -326,17 +330,17 @@ class _Wiring:
             self._sites[name, layer] = _SiteHook(name, layer, point, [], [])
         return self._sites[name, layer]
 
-    def _range(self, acting: Acting) -> range:
+    def _range(self, acting: ActiveIntervention) -> range:
         """The queries whose rows an intervention may change."""
         given: range | None = getattr(acting, "row_positions", None)
-        return range(self._run.after_image, EVER) if given is None else given
+        return range(self._run.after_image, NO_END) if given is None else given
 
 
 @dataclass(frozen=True)
 class _InRange:
     """An intervention on rows, with its range of queries."""
 
-    acting: Acting
+    acting: ActiveIntervention
     row_positions: range
 
     def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Queries kept instead of rows: a run that IS plain SDPA, whose attention is computed afterwards.
+"""Queries kept instead of rows: the run uses plain SDPA, and its attention is computed afterwards.
 
 Only the rotated queries of each answer token are kept (layers x heads x head size, however long the
 prompt), and the keys that the run's cache held anyway. Softmax rows follow from both, exactly: they
@@ -31,7 +31,13 @@ from sinkscope.capture.probes.queries_keys import QueriesAndKeys
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.prompt import prompt_trace
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import captured, decide, distribution_errors_named, on_device, seeded
+from sinkscope.capture.run import (
+    captured_indices,
+    decoding_for,
+    distribution_errors_named,
+    on_device,
+    seeded,
+)
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace, LayerSinks, PromptTrace
 from sinkscope.config import GenerationSettings
@@ -55,7 +61,7 @@ class QueryStash:
         keys: layer -> (Hkv, N + T - 1, D), rotated, likewise.
         scales: layer -> factor on the scores.
         heads: indices in the model of the heads that `trace` holds.
-        sinks, model, finish, seconds, reference, extra: as in `GenerationTrace`.
+        sinks, model, finish_reason, seconds, reference, extra: as in `GenerationTrace`.
         windows: layer -> how many keys a query sees at most, itself among them; a layer without a
             sliding window is not there.
     """
@@ -70,7 +76,7 @@ class QueryStash:
     heads: tuple[int, ...]
     sinks: tuple[LayerSinks, ...]
     model: ModelInfo
-    finish: str
+    finish_reason: str
     seconds: float
     reference: PromptTrace | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -138,7 +144,7 @@ class QueryStash:
             model=self.model,
             settings=dataclasses.asdict(self.settings),
             seed=self.settings.seed,
-            finish=self.finish,
+            finish_reason=self.finish_reason,
             seconds=self.seconds,
             extra=self.extra,
             prompt_rows=prompt_rows,
@@ -176,7 +182,7 @@ def stash_run(
 ) -> QueryStash:
     """See `attention_extractor.generate_stash`; without a reference. The handle's lock must be
     held."""
-    layers, heads = captured(handle, settings)
+    layers, heads = captured_indices(handle, settings)
     check_stash_memory(handle, inputs, settings)
     asked, last = kept_positions(inputs.layout, settings), inputs.layout.length - 1
     first = min(asked.start, last)
@@ -184,7 +190,7 @@ def stash_run(
     answer = AnswerTokens(handle.tokenizer)
     profile = handle.profile
     marks = None if profile is None else SinkScores(profile.dims, profile.tau)
-    decoding = decide(handle, settings, inputs.layout.length)
+    decoding = decoding_for(handle, settings, inputs.layout.length)
     began = time.perf_counter()
     with (
         attached(
@@ -212,14 +218,16 @@ def stash_run(
         inputs=inputs,
         settings=settings,
         tokens=probe.finished(),
-        queries={layer: own[last - first :] for layer, own in queries.items()},
-        prompt_queries={layer: own[: len(asked)] for layer, own in queries.items()},
+        queries={layer: layer_queries[last - first :] for layer, layer_queries in queries.items()},
+        prompt_queries={
+            layer: layer_queries[: len(asked)] for layer, layer_queries in queries.items()
+        },
         keys=stasher.keys,
         scales=stasher.scales,
         heads=heads,
         sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish=ending.finish_reason(),
+        finish_reason=ending.finish_reason(),
         seconds=seconds,
         extra={"decoding": decoding.about},
         windows={k: size for k, size in enumerate(handle.stack.windows) if size is not None},

@@ -2,13 +2,12 @@
 
 Tensors: `attention` float16 (T, L, H, V), `shares` float32 (T, L, H, S + 1), `entropy` float32 (T,
 L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (bytes,), a PNG of the image that the model
-was given. Where the run has them, `prompt_rows_*` and `reference_*` hold the first three of the
-prompt's own
-tokens and of the generic prompt's last one. The JSON has everything else (`capture.trace_values`),
-with a format version, a checksum over all tensors, and one for each token's part and each image, so
-that `TraceReader` can read and check one token and leave the rest on the disk. A checksum in the
-metadata covers the header, including these checksums (`capture.trace_file`). Writing is atomic, and
-takes no second copy of the trace.
+was given. If the run has them, `prompt_rows_*` and `reference_*` hold the first three of these for
+the prompt's own tokens and for the generic prompt's last one. The JSON has everything else
+(`capture.trace_values`), with a format version, a checksum over all tensors, and one for each
+token's part and each image, so that `TraceReader` can read and check one token and leave the rest
+on the disk. A checksum in the metadata covers the header, including these checksums
+(`capture.trace_file`). Writing is atomic, and needs no second copy of the trace.
 
 Version 2 added `head_mean` and the tokens' checksums, 3 the rows of prompts, 4 the checksums of the
 header and of images, 5 images as views, 6 images as PNG (raw pixels before); all are still read,
@@ -60,7 +59,7 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
-        ValueError: the trace holds something that is not a number, or its parts do not fit each
+        ValueError: the trace contains a value that is not finite, or its parts do not fit each
             other; nothing is written.
     """
     tensors = {
@@ -99,10 +98,10 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
 
 
 def open_trace(path: Path) -> GenerationTrace:
-    """Read a trace, all of it.
+    """Read a whole trace.
 
     Raises:
-        ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
+        ValueError: the file is missing, damaged, not a trace, or of a newer format; the text says
             which.
     """
     with closing(TraceFile(path)) as file, damage_named(path):
@@ -127,7 +126,7 @@ class TraceReader:
             has no images, nor rows of prompts.
 
     Raises:
-        ValueError: the file is missing, damaged, no trace, or of a newer format.
+        ValueError: the file is missing, damaged, not a trace, or of a newer format.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -166,11 +165,11 @@ class TraceReader:
             kept[name] = torch.empty(len(chosen), *of_all.shape[1:], dtype=of_all.dtype)
             for index, token in enumerate(chosen):
                 kept[name][index] = self._read(name, token)
-        said = tuple(self.outline.tokens[token] for token in chosen)
-        return dataclasses.replace(self.outline, tokens=said, **kept)
+        part_tokens = tuple(self.outline.tokens[token] for token in chosen)
+        return dataclasses.replace(self.outline, tokens=part_tokens, **kept)
 
     def _prompt(self, name: str) -> PromptTrace | None:
-        """The rows of a prompt, checked; None where the file has none."""
+        """The rows of a prompt, checked; None if the file has none."""
         if self._about.get(name) is None:
             return None
         with damage_named(self._path):

@@ -16,7 +16,7 @@ from sinkscope.models.token_bytes import split_characters
 from sinkscope.models.token_texts import TextPieces
 
 ALTERNATIVES = 5
-WEIGHED_AT_ONCE = 32  # tokens; each takes a few float32 copies of the vocabulary
+TOKENS_AT_ONCE = 32  # tokens; each takes a few float32 copies of the vocabulary
 NOT_A_NUMBER = (
     "The model's output is not a number. In float16 large activations overflow; load the model in "
     "bfloat16 or float32. Otherwise its weights are damaged."
@@ -47,13 +47,13 @@ class TokenProbe:
         self._pieces = TextPieces(tokenizer)
         self._batch_row = batch_row
         self._on_token = on_token
-        self._seen: torch.Tensor | Weights | None = None
+        self._seen: torch.Tensor | TokenStatistics | None = None
 
     def see_logits(self, logits: torch.Tensor) -> None:
         """Keeps the last position's logits (vocabulary,) of (B, n, vocabulary)."""
         self._seen = logits[self._batch_row, -1].detach()
 
-    def see_weights(self, weights: Weights) -> None:
+    def see_statistics(self, weights: TokenStatistics) -> None:
         """Instead of logits: the weights of the token that will be chosen from them."""
         self._seen = weights
 
@@ -62,15 +62,15 @@ class TokenProbe:
         if self._seen is None:
             raise RuntimeError("A token was chosen before any logits were seen.")
         seen = self._seen
-        weights = seen if isinstance(seen, Weights) else weigh(seen, token)
-        made = described(self._pieces, weights, token)
-        self.tokens.append(made)
+        weights = seen if isinstance(seen, TokenStatistics) else token_statistics(seen, token)
+        generated = described(self._pieces, weights, token)
+        self.tokens.append(generated)
         if self._on_token is not None:
-            self._on_token(len(self.tokens) - 1, made)
-        return made
+            self._on_token(len(self.tokens) - 1, generated)
+        return generated
 
     def finished(self) -> tuple[GeneratedToken, ...]:
-        """The tokens, with texts that join to the answer, also where it ends inside a character."""
+        """The tokens, with texts that join to the answer, also if it ends inside a character."""
         return with_texts(self.tokens, self._pieces)
 
 
@@ -88,67 +88,69 @@ def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[Ge
 
 
 @dataclass(frozen=True)
-class Weights:
+class TokenStatistics:
     """Probability, rank and alternatives of a chosen token under raw logits.
 
     Attributes:
-        own: its log-probability.
+        log_probability: its log-probability.
         rank: how many tokens are more likely.
-        ids, logs: the most likely tokens and their log-probabilities, descending.
+        ids, log_probabilities: the most likely tokens and their log-probabilities, descending.
     """
 
-    own: float
+    log_probability: float
     rank: int
     ids: tuple[int, ...]
-    logs: tuple[float, ...]
+    log_probabilities: tuple[float, ...]
 
 
-def weigh(logits: torch.Tensor, token: int) -> Weights:
+def token_statistics(logits: torch.Tensor, token: int) -> TokenStatistics:
     """The weights of `token` under raw logits (vocabulary,): one copy from the device."""
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
     best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
-    *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()
-    among = own >= logs[-1]  # then no other pass over the vocabulary is needed
-    rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
-    return Weights(own, rank, tuple(ids.tolist()), tuple(logs))
+    *logs, token_log = torch.cat([best, logs_of_all[token][None]]).tolist()
+    among = token_log >= logs[-1]  # then no other pass over the vocabulary is needed
+    rank = (
+        sum(other > token_log for other in logs) if among else int((logs_of_all > token_log).sum())
+    )
+    return TokenStatistics(token_log, rank, tuple(ids.tolist()), tuple(logs))
 
 
-def weigh_all(logits: torch.Tensor, tokens: Sequence[int]) -> list[Weights]:
+def batch_statistics(logits: torch.Tensor, tokens: Sequence[int]) -> list[TokenStatistics]:
     """The same for T tokens at once: logits (T, vocabulary); one copy from the device for a few
     dozen of them."""
-    made = []
-    for low in range(0, len(tokens), WEIGHED_AT_ONCE):
-        wanted = torch.tensor(tokens[low : low + WEIGHED_AT_ONCE], device=logits.device)
-        logs_of_all = torch.log_softmax(logits[low : low + WEIGHED_AT_ONCE].float(), dim=-1)
+    statistics = []
+    for low in range(0, len(tokens), TOKENS_AT_ONCE):
+        wanted = torch.tensor(tokens[low : low + TOKENS_AT_ONCE], device=logits.device)
+        logs_of_all = torch.log_softmax(logits[low : low + TOKENS_AT_ONCE].float(), dim=-1)
         best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
-        own = logs_of_all.gather(1, wanted[:, None])
-        rank = (logs_of_all > own).sum(-1, keepdim=True)
+        token_logs = logs_of_all.gather(1, wanted[:, None])
+        rank = (logs_of_all > token_logs).sum(-1, keepdim=True)
         # float64 represents every id and rank exactly.
-        parts = torch.cat([own.double(), rank.double(), ids.double(), best.double()], dim=1)
+        parts = torch.cat([token_logs.double(), rank.double(), ids.double(), best.double()], dim=1)
         count = best.shape[1]
         for log_p, own_rank, *rest in parts.tolist():
             likeliest = tuple(int(i) for i in rest[:count])
-            made.append(Weights(log_p, int(own_rank), likeliest, tuple(rest[count:])))
-    return made
+            statistics.append(TokenStatistics(log_p, int(own_rank), likeliest, tuple(rest[count:])))
+    return statistics
 
 
-def described(pieces: TextPieces, weights: Weights, token: int) -> GeneratedToken:
+def described(pieces: TextPieces, weights: TokenStatistics, token: int) -> GeneratedToken:
     """A chosen token with its probability, rank and alternatives; texts from `pieces`, which the
     token is added to.
 
     Raises:
-        ValueError: the model's output is not a number.
+        ValueError: the model's output is not finite.
     """
-    if not math.isfinite(weights.own):
+    if not math.isfinite(weights.log_probability):
         raise ValueError(NOT_A_NUMBER)
     alternatives = tuple(
         Alternative(i, pieces.would_add(i), min(1.0, math.exp(p)))
-        for i, p in zip(weights.ids, weights.logs, strict=True)
+        for i, p in zip(weights.ids, weights.log_probabilities, strict=True)
     )
-    probability = min(1.0, math.exp(weights.own))
+    probability = min(1.0, math.exp(weights.log_probability))
     return GeneratedToken(token, pieces.add(token), probability, weights.rank, alternatives)
 
 
 def describe_token(pieces: TextPieces, logits: torch.Tensor, token: int) -> GeneratedToken:
     """Probability, rank and alternatives of `token` under raw logits (vocabulary,)."""
-    return described(pieces, weigh(logits, token), token)
+    return described(pieces, token_statistics(logits, token), token)

@@ -1,9 +1,9 @@
-"""GenerationTrace: everything that is kept of one run, frozen.
+"""GenerationTrace: the frozen record of one run.
 
 Row convention (docs/method.md): generated token t (0-based) was predicted by the forward pass whose
 last input was token t-1. `attention[t]` is the query row of THAT pass: row 0 is the last prompt
-position at prefill, row t the decode step whose input was token t-1. It is what the model looked at
-to produce token t, not what token t looked at.
+position at prefill, row t the decode step whose input was token t-1. It is what the model
+attended to when it produced token t, not what token t attended to.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GeneratedToken:
             temperature 1).
         rank: 0 if it was the most probable one.
         alternatives: the five most probable tokens at this step.
-        piece: its bytes, such as "E7 8C", where it is one of several tokens that make a character
+        piece: its bytes, such as "E7 8C", if it is one of several tokens that make a character
             (`models.token_bytes`); else "".
     """
 
@@ -78,11 +78,11 @@ class PromptToken:
 
 @dataclass(frozen=True, repr=False)
 class PromptTrace:
-    """What some tokens of a prompt looked at. `attention_processor` takes it like a
+    """What some tokens of a prompt attended to. `attention_processor` takes it like a
     `GenerationTrace`.
 
-    Row r is the query row AT prompt position `positions[r]`: what that token gathered. For the last
-    position it is also row 0 of a `GenerationTrace`, which produced the first answer token.
+    Row r is the query row AT prompt position `positions[r]`: what that token attended to. For the
+    last position it is also row 0 of a `GenerationTrace`, which produced the first answer token.
 
     Attributes:
         positions: the R prompt positions, rising.
@@ -91,12 +91,12 @@ class PromptTrace:
         attention: float16 (R, L, H, V) on the CPU: softmax weight of each vision token; 0 for
             vision tokens that come after the position.
         layers, heads: indices in the model of the captured layers (L) and heads (H);
-            heads is (MEAN_HEAD,) where only the mean over them was kept.
+            heads is (MEAN_HEAD,) if only the mean over them was kept.
         shares: float32 (R, L, H, S + 1): attention mass on each segment; the last column, which an
             answer would have, is 0. Sums to 1.
         entropy: float32 (R, L, H): entropy in nats of the whole row.
-        sinks: per layer; empty where no sink dimensions are known.
-        model: what made it.
+        sinks: per layer; empty if no sink dimensions are known.
+        model: the model that made it.
         prompt: the user's text.
     """
 
@@ -129,23 +129,23 @@ class GenerationTrace:
         attention: float16 (T, L, H, V) on the CPU: softmax weight of each vision token in row t
             (see the module's docstring), for the captured layers and heads.
         layers, heads: indices in the model of the captured layers (L of them) and heads (H);
-            heads is (MEAN_HEAD,) where only the mean over them was kept.
+            heads is (MEAN_HEAD,) if only the mean over them was kept.
         shares: float32 (T, L, H, S + 1): attention mass on each of the prompt's S segments, in the
             order of `layout.segments`, and on the answer so far. Sums to 1.
         entropy: float32 (T, L, H): entropy in nats of the whole row.
-        sinks: per layer, what was found at prefill; empty where no sink dimensions are known.
+        sinks: per layer, sinks found at prefill; empty if no sink dimensions are known.
         applied: labels of the interventions that were active; empty for a plain run.
         var: report of VAR (`var_patch.VARReport`), or None.
-        model, settings, seed: what made it. `settings` are those of `GenerationSettings`.
-        finish: why the answer ended: "end" (the model ended it), "length" (max_new_tokens, or a
-            lower limit of the checkpoint), "stopped" (by the user), and with `decoding`
+        model, settings, seed: how it was made. `settings` are those of `GenerationSettings`.
+        finish_reason: why the answer ended: "end" (the model ended it), "length" (max_new_tokens,
+            or a lower limit of the checkpoint), "stopped" (by the user), and with `decoding`
             "checkpoint" also "time" (its max_time) or "stop_string" (the last token completed one
             of its stop_strings, which stays in the text).
         seconds: wall time of the run.
         prompt_rows: rows of the prompt's own tokens after the last image, of this run (under VAR as
-            VAR changed them); None where they were not kept.
+            VAR changed them); None if they were not kept.
         reference: the last prompt row of the plain model reading a generic prompt on the same
-            images (`methods.relative`); None where there is none, and
+            images (`methods.relative`); None if there is none, and then
             `extra["no_reference"]` may say why.
         extra: more about the run. `extra["decoding"]` says how tokens were chosen: `used` has the
             settings that acted, `checkpoint` those of the checkpoint's own generation_config.json,
@@ -171,7 +171,7 @@ class GenerationTrace:
     model: ModelInfo
     settings: Mapping[str, Any]
     seed: int
-    finish: str
+    finish_reason: str
     seconds: float
     var: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -204,8 +204,8 @@ class GenerationTrace:
     @property
     def text(self) -> str:
         """The whole answer, without the token that ended it."""
-        said = self.tokens[:-1] if self.finish == "end" else self.tokens
-        return "".join(token.text for token in said)
+        shown = self.tokens[:-1] if self.finish_reason == "end" else self.tokens
+        return "".join(token.text for token in shown)
 
     def save(self, path: Path | str) -> None:
         """Write the trace as one `.safetensors` file with its JSON inside (see
@@ -219,8 +219,8 @@ class GenerationTrace:
         """Read a trace written by `save`.
 
         Raises:
-            ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
-                which.
+            ValueError: the file is missing, damaged, not a trace, or of a newer format; the text
+                says which.
         """
         from sinkscope.capture.storage import open_trace
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from sinkscope.outside import USUAL, check_json, cut, open_regular
+from sinkscope.untrusted import USUAL, check_json, cut, open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class TraceFile:
         path: the file. Its header is read and checked here.
 
     Raises:
-        TraceFileError: it is missing, damaged, no trace, or of a newer format.
+        TraceFileError: it is missing, damaged, not a trace, or of a newer format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,11 +219,13 @@ def parsed(text: str | bytes, written_by_us: bool = False) -> Any:
     Raises:
         ValueError: it is not; the text is the end of a sentence.
     """
-    said = text.decode() if isinstance(text, bytes) else text
-    check_json(said)
+    decoded = text.decode() if isinstance(text, bytes) else text
+    check_json(decoded)
     if written_by_us:
-        return json.loads(said, parse_constant=_no_number)
-    return json.loads(said, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number)
+        return json.loads(decoded, parse_constant=_no_number)
+    return json.loads(
+        decoded, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number
+    )
 
 
 def as_json(about: Mapping[str, Any]) -> str:
@@ -239,12 +241,12 @@ def as_json(about: Mapping[str, Any]) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"its header has the key {twice!r} twice")
-    return made
+    return mapping
 
 
 def _finite(word: str) -> float:
@@ -255,17 +257,17 @@ def _finite(word: str) -> float:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"its header has {word}, which is no number")
+    raise ValueError(f"its header has {word}, which is not a number")
 
 
 def _culprit(value: Any, name: str = "") -> str:
     """Which part of a value JSON cannot hold, in words; empty if it is none of these."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{name} is {value}, which is no number"
+        return f"{name} is {value}, which is not a number"
     if isinstance(value, Mapping | list | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         inside = (_culprit(part, f"{name}.{key}" if name else str(key)) for key, part in pairs)
-        return next((found for found in inside if found), "")
+        return next((culprit for culprit in inside if culprit), "")
     if value is None or isinstance(value, str | int | float):
         return ""
     return f"{name} is a {type(value).__name__}, which JSON does not have"
@@ -286,16 +288,16 @@ def _read_header(file: FileIO) -> tuple[dict[str, str], Table, dict[str, int]]:
         raise ValueError(f"its header takes {length} bytes; allowed: {USUAL.bytes}")
     header = parsed(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not an object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or set(map(type, metadata.values())) - {str}:
-        raise ValueError("its metadata are no texts")
+        raise ValueError("its metadata are not texts")
     spans = {name: tuple(part["data_offsets"]) for name, part in header.items()}
     table = {name: (str(part["dtype"]), tuple(part["shape"])) for name, part in header.items()}
     for name, (begin, end) in spans.items():
         dtype, shape = table[name]
         if set(map(type, (begin, end, *shape))) - {int} or min((begin, *shape)) < 0:
-            raise ValueError(f"size and place of its {name} are no whole numbers from 0")
+            raise ValueError(f"size and place of its {name} are not whole numbers from 0")
         if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
             raise ValueError(f"its {name} takes {end - begin} bytes, which is not its size")
     need = 8 + length + max((end for _, end in spans.values()), default=0)
@@ -310,13 +312,13 @@ def _read_header(file: FileIO) -> tuple[dict[str, str], Table, dict[str, int]]:
 
 
 def _read_about(path: Path, metadata: Mapping[str, str], table: Table) -> dict[str, Any]:
-    """The JSON part, when the header is found whole; errors as `_read_header`."""
+    """The JSON part, once the header is known to be undamaged; errors as `_read_header`."""
     if FORMAT not in metadata:
         raise TraceFileError(f"{path.name} is a safetensors file, but no SinkScope trace.")
     whole = metadata.get(CHECKSUM) == header_checksum(metadata, table)
     about = parsed(metadata[FORMAT], written_by_us=whole)
     if not isinstance(about, dict):
-        raise ValueError("its JSON part is no object")
+        raise ValueError("its JSON part is not an object")
     version = about["version"]
     if type(version) is not int or version < 1:
         raise ValueError(f"its format version is {version!r}")

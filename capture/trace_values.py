@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from sinkscope.capture.checked import (
+from sinkscope.capture.pictures import is_picture, unpacked
+from sinkscope.capture.trace import (
+    MEAN_HEAD,
+    Alternative,
+    GeneratedToken,
+    GenerationTrace,
+    LayerSinks,
+    PromptToken,
+    PromptTrace,
+)
+from sinkscope.capture.trace_file import Table, array_of
+from sinkscope.capture.value_checks import (
     indices,
     mapping,
     number,
@@ -27,17 +38,6 @@ from sinkscope.capture.checked import (
     whole,
     wholes,
 )
-from sinkscope.capture.pictures import is_picture, unpacked
-from sinkscope.capture.trace import (
-    MEAN_HEAD,
-    Alternative,
-    GeneratedToken,
-    GenerationTrace,
-    LayerSinks,
-    PromptToken,
-    PromptTrace,
-)
-from sinkscope.capture.trace_file import Table, array_of
 from sinkscope.models.family import PromptLayout, Segment, SegmentKind
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.views import ImageGrid, View, one_view, stretches
@@ -68,7 +68,7 @@ def values_of(trace: GenerationTrace) -> dict[str, Any]:
         "model": dataclasses.asdict(trace.model),
         "settings": dict(trace.settings),
         "seed": trace.seed,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "var": None if trace.var is None else dict(trace.var),
         "extra": dict(trace.extra),
@@ -102,7 +102,7 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
         model=_model(about["model"]),
         settings=run_settings(about["settings"]),
         seed=whole("seed", about["seed"]),
-        finish=text("finish", about["finish"]),
+        finish_reason=text("finish", about["finish"]),
         seconds=number("seconds", about["seconds"]),
         var=var_report(about["var"], layout),
         extra=mapping("extra", about["extra"]),
@@ -111,8 +111,8 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
         raise ValueError(
             f"it has {len(trace.prompt_tokens)} texts for a prompt of {layout.length} tokens"
         )
-    there = [name for name in PROMPTS if f"{name}_attention" in tensors]
-    prompts: dict[str, Any] = {n: rows_of(n, about, tensors, trace) for n in there}
+    stored = [name for name in PROMPTS if f"{name}_attention" in tensors]
+    prompts: dict[str, Any] = {n: rows_of(n, about, tensors, trace) for n in stored}
     return dataclasses.replace(trace, **prompts)
 
 
@@ -120,14 +120,14 @@ def rows_of(
     name: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trace: GenerationTrace
 ) -> PromptTrace:
     """The rows of a prompt, `name` one of `PROMPTS`; errors as `trace_of`."""
-    said = about[name]
+    values = about[name]
     attention, shares, entropy = (tensors[f"{name}_{part}"] for part in ROWS)
-    layout = _layout(said["layout"])
+    layout = _layout(values["layout"])
     return PromptTrace(
-        positions=positions_in(f"{name}.positions", said["positions"], layout),
+        positions=positions_in(f"{name}.positions", values["positions"], layout),
         tokens=tuple(
             PromptToken(whole("id", token["id"]), text("text", token["text"]))
-            for token in said["tokens"]
+            for token in values["tokens"]
         ),
         layout=layout,
         attention=attention,
@@ -135,9 +135,9 @@ def rows_of(
         heads=trace.heads,
         shares=shares,
         entropy=entropy,
-        sinks=_sinks(said["sinks"], layout),
+        sinks=_sinks(values["sinks"], layout),
         model=trace.model,
-        prompt=text("prompt", said["prompt"]),
+        prompt=text("prompt", values["prompt"]),
     )
 
 
@@ -155,13 +155,13 @@ def check_tensors(about: Mapping[str, Any], table: Table) -> None:
     rows = [("", tokens, layout)]
     for name in PROMPTS:
         if about.get(name) is not None:
-            said = about[name]
-            count = len(said["positions"])
-            if count != len(said["tokens"]) or list(said["positions"]) != sorted(
-                set(said["positions"])
+            values = about[name]
+            count = len(values["positions"])
+            if count != len(values["tokens"]) or list(values["positions"]) != sorted(
+                set(values["positions"])
             ):
                 raise ValueError(f"positions and tokens of its {name} do not fit each other")
-            rows.append((f"{name}_", count, _layout(said["layout"])))
+            rows.append((f"{name}_", count, _layout(values["layout"])))
     for before, count, its in rows:
         size = (count, layers, heads)
         wanted[f"{before}attention"] = ("F16", (*size, its.vision_tokens))
@@ -174,9 +174,10 @@ def check_tensors(about: Mapping[str, Any], table: Table) -> None:
         raise ValueError(f"it has {unknown[0]!r}, which no trace has")
     for name, (dtype, shape) in wanted.items():
         if table[name] != (dtype, shape):
-            there, size_there = table[name]
+            stored_dtype, size_there = table[name]
             raise ValueError(
-                f"its {name} is {there} {list(size_there)}, where {dtype} {list(shape)} should be"
+                f"its {name} is {stored_dtype} {list(size_there)}, where {dtype} "
+                f"{list(shape)} should be"
             )
     for name in pictures:
         dtype, shape = table[name]
@@ -202,7 +203,7 @@ def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
         if bits is not None and np.ascontiguousarray(array).view(bits).max() < infinity:
             continue
         if not np.isfinite(array).all():
-            raise ValueError(f"its {name} has values that are no numbers")
+            raise ValueError(f"its {name} has values that are not numbers")
 
 
 def _values_of_token(token: GeneratedToken) -> dict[str, Any]:
@@ -223,8 +224,8 @@ def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
     }
 
 
-def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
-    made = tuple(
+def _tokens(values: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
+    tokens = tuple(
         GeneratedToken(
             token["id"],
             token["text"],
@@ -235,32 +236,32 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
             ),
             text("piece", token.get("piece", "")),
         )
-        for token in said
+        for token in values
     )
     # All of one field at once: there are thousands of them.
     all_of_them: list[GeneratedToken | Alternative] = [
-        *made,
-        *(a for t in made for a in t.alternatives),
+        *tokens,
+        *(a for t in tokens for a in t.alternatives),
     ]
     wholes("id", [token.id for token in all_of_them])
-    wholes("rank", [token.rank for token in made])
+    wholes("rank", [token.rank for token in tokens])
     texts("text", [token.text for token in all_of_them])
     chances = [token.probability for token in all_of_them]
     if set(map(type, chances)) - {float, int} or (
         chances and not (min(chances) >= 0 and max(chances) <= 1.001)  # rounded, in old files
     ):
-        raise ValueError("it has probabilities that are no numbers from 0 to 1")
-    return made
+        raise ValueError("it has probabilities that are not numbers from 0 to 1")
+    return tokens
 
 
-def _layout(said: Mapping[str, Any]) -> PromptLayout:
-    length = whole("length", said["length"])
+def _layout(values: Mapping[str, Any]) -> PromptLayout:
+    length = whole("length", values["length"])
     if length > MOST_TOKENS:
         raise ValueError(f"its prompt should have {length} tokens; allowed: {MOST_TOKENS}")
     layout = PromptLayout(
         length=length,
-        segments=tuple(Segment(**segment) for segment in said["segments"]),
-        grids=tuple(_grid(grid, length) for grid in said["grids"]),
+        segments=tuple(Segment(**segment) for segment in values["segments"]),
+        grids=tuple(_grid(grid, length) for grid in values["grids"]),
     )
     at = 0
     for segment in layout.segments:
@@ -303,17 +304,17 @@ def _values_of_layout(layout: PromptLayout) -> dict[str, Any]:
     return {"length": layout.length, "segments": segments, "grids": grids}
 
 
-def _grid(said: Mapping[str, Any], length: int) -> ImageGrid:
+def _grid(values: Mapping[str, Any], length: int) -> ImageGrid:
     """An image; before format 5 it was one view at neighbouring positions."""
-    resized, original = (pair(name, said[name]) for name in ("resized", "original"))
-    if "views" not in said:
-        start = whole("start", said["start"])
-        t, h, w, merge = (whole(name, said[name], 1) for name in ("t", "h", "w", "merge"))
+    resized, original = (pair(name, values[name]) for name in ("resized", "original"))
+    if "views" not in values:
+        start = whole("start", values["start"])
+        t, h, w, merge = (whole(name, values[name], 1) for name in ("t", "h", "w", "merge"))
         if t * h * w > length * merge**2:  # before this many positions are created
             raise ValueError("the patches of its images do not lie in its prompt, one image by one")
         return _drawable(one_view(start, t, h, w, merge, resized, original))
-    views = tuple(_view(view, length) for view in said["views"])
-    marks = wholes("marks", said["marks"])
+    views = tuple(_view(view, length) for view in values["views"])
+    marks = wholes("marks", values["marks"])
     return _drawable(ImageGrid(views, resized, original, marks))
 
 
@@ -325,39 +326,39 @@ def _drawable(grid: ImageGrid) -> ImageGrid:
     return grid
 
 
-def _view(said: Mapping[str, Any], length: int) -> View:
-    runs = [range(*wholes("positions", run)) for run in said["positions"]]
+def _view(values: Mapping[str, Any], length: int) -> View:
+    runs = [range(*wholes("positions", run)) for run in values["positions"]]
     count = sum(len(run) for run in runs)
     apart = len(runs) > 1 and count > MOST_APART
     if apart or any(len(run) < 1 or run.stop > length for run in runs):
         raise ValueError("the patches of its images do not lie in its prompt, one image by one")
-    x0, y0, x1, y1 = (number("box", edge, -math.inf) for edge in said["box"])
+    x0, y0, x1, y1 = (number("box", edge, -math.inf) for edge in values["box"])
     return View(
         positions=runs[0] if len(runs) == 1 else tuple(p for run in runs for p in run),
         box=(x0, y0, x1, y1),
-        kind=text("kind", said["kind"]),  # type: ignore[arg-type]
-        **{name: whole(name, said[name], 1) for name in VIEW_SIZES},
+        kind=text("kind", values["kind"]),  # type: ignore[arg-type]
+        **{name: whole(name, values[name], 1) for name in VIEW_SIZES},
     )
 
 
-def _sinks(said: Iterable[Mapping[str, Any]], layout: PromptLayout) -> tuple[LayerSinks, ...]:
-    made = []
-    for one in said:
+def _sinks(values: Iterable[Mapping[str, Any]], layout: PromptLayout) -> tuple[LayerSinks, ...]:
+    sinks = []
+    for one in values:
         positions = positions_in("sinks", one["positions"], layout)
         scores = tuple(number("scores", score, -math.inf) for score in one["scores"])
         if len(scores) != len(positions):
             raise ValueError("it has sinks without a score")
-        made.append(LayerSinks(whole("layer", one["layer"]), positions, scores))
-    return tuple(made)
+        sinks.append(LayerSinks(whole("layer", one["layer"]), positions, scores))
+    return tuple(sinks)
 
 
-def _model(said: Mapping[str, Any]) -> ModelInfo:
-    made = ModelInfo(**said)
-    for field in dataclasses.fields(made):
+def _model(values: Mapping[str, Any]) -> ModelInfo:
+    model = ModelInfo(**values)
+    for field in dataclasses.fields(model):
         check: Callable[[str, Any], Any] = whole if field.type == "int" else text
-        check(f"model.{field.name}", getattr(made, field.name))
-    return made
+        check(f"model.{field.name}", getattr(model, field.name))
+    return model
 
 
-def _heads(said: Any) -> tuple[int, ...]:
-    return (MEAN_HEAD,) if list(said) == [MEAN_HEAD] else indices("heads", said)
+def _heads(values: Any) -> tuple[int, ...]:
+    return (MEAN_HEAD,) if list(values) == [MEAN_HEAD] else indices("heads", values)

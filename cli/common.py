@@ -30,7 +30,7 @@ MEMORY = (
 )
 
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]
-Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
+Prompt = Annotated[str, typer.Argument(help="The question about it.")]
 FurtherImages = Annotated[
     list[Path] | None,
     typer.Option(
@@ -206,9 +206,9 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
         ValueError: they should be used, and cannot be.
     """
     from sinkscope.capture.decoding import in_words, unused_words
-    from sinkscope.capture.run import decide
+    from sinkscope.capture.run import decoding_for
 
-    about = decide(handle, settings, inputs.layout.length).about
+    about = decoding_for(handle, settings, inputs.layout.length).about
     if settings.decoding == "checkpoint":
         typer.echo(f"Decoding as the checkpoint says: {in_words(about['used'])}.", err=True)
     elif unused := unused_words(about):
@@ -228,8 +228,8 @@ def say_engine(trace: GenerationTrace) -> None:
     """One line on standard error, after a run, if another engine than requested was used."""
     from sinkscope.capture.decoding import engine_words
 
-    if said := engine_words(trace):
-        typer.echo(f"Note: the answer was {said}.", err=True)
+    if words := engine_words(trace):
+        typer.echo(f"Note: the answer was {words}.", err=True)
 
 
 def load(settings: ModelSettings) -> ModelHandle:

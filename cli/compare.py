@@ -36,14 +36,16 @@ def compare(
     images: common.FurtherImages = None,
     same_text: Annotated[
         bool,
-        typer.Option("--same-text", help="VAR reads the baseline's answer instead of its own."),
+        typer.Option(
+            "--same-text", help="VAR reads the baseline's answer instead of generating one."
+        ),
     ] = False,
     token: Annotated[
         str | None,
         typer.Option(help="Token to draw: index or word. Default: the one that changed most."),
     ] = None,
     save_traces: Annotated[
-        Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
+        Path | None, typer.Option(help="Also save both runs: a folder, created if it is missing.")
     ] = None,
 ) -> None:
     """Ask a model about an image without and with VAR, and show what VAR changed.
@@ -109,13 +111,13 @@ def with_heads_file(
     Raises:
         ValueError: the file is missing, or is not a list of heads.
     """
-    said = draft.given.get("heads")
-    if not isinstance(said, str) or not said.strip().lower().endswith(".json"):
+    heads = draft.given.get("heads")
+    if not isinstance(heads, str) or not heads.strip().lower().endswith(".json"):
         return draft, None
     from sinkscope.methods.heads import HeadList
 
-    found = HeadList.open(Path(said.strip()))
-    return Draft(draft.cls, {**draft.given, "heads": found.layer_heads()}), found
+    head_list = HeadList.open(Path(heads.strip()))
+    return Draft(draft.cls, {**draft.given, "heads": head_list.layer_heads()}), head_list
 
 
 def _check_files(output: Path, save_traces: Path | None, *images: Path) -> None:

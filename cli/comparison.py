@@ -69,13 +69,13 @@ def chosen_tokens(pair: Comparison, wanted: str | None) -> list[int]:
     """
     if wanted is None:
         return [most_changed_token(pair)]
-    found = find_tokens(pair.baseline, wanted)
-    if found[-1] >= len(pair.var.tokens):
+    tokens = find_tokens(pair.baseline, wanted)
+    if tokens[-1] >= len(pair.var.tokens):
         raise ValueError(
-            f"token is {wanted}, which is token {found[-1]}; the answer with VAR has only "
+            f"token is {wanted}, which is token {tokens[-1]}; the answer with VAR has only "
             f"{len(pair.var.tokens)}, from 0."
         )
-    return found
+    return tokens
 
 
 def print_comparison(pair: Comparison) -> None:
@@ -232,7 +232,7 @@ def _side(trace: GenerationTrace) -> dict[str, Any]:
     numbers = token_numbers(trace)
     return {
         "answer": trace.text,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "applied": list(trace.applied),
         "tokens": [

@@ -43,13 +43,13 @@ def train(
             show_default="cache/demo_train",
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the scenes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     steps: Annotated[
         int | None,
         typer.Option(help="Maximum number of steps, divided evenly among the stages."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
 ) -> None:
     """Train the bundled model from scratch, or resume an interrupted run.
 
@@ -83,12 +83,14 @@ def train(
 @app.command()
 def check(
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
-    scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    scenes: Annotated[int, typer.Option(help="Number of held-out scenes.")] = 500,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
     card: Annotated[
         bool, typer.Option("--card", help="Write the model card and check.json into the folder.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
 ) -> None:
     """Measure the model on scenes that it was not trained on: answers, attention, sinks.
 
@@ -125,8 +127,8 @@ def check(
                 bar.update(percent - shown)
                 shown = percent
 
-            made = {name: var_rows(own, profile.layers) for name, own in changes.items()}
-            figures = run(settings, made, report)
+            tables = {name: var_rows(change, profile.layers) for name, change in changes.items()}
+            figures = run(settings, tables, report)
         figures["var_settings"] = {
             "dialect": var.dialect,
             "keep": var.keep,
@@ -152,7 +154,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
     from sinkscope.attention_processor import sink_mask
     from sinkscope.demo.measure import RowChange
     from sinkscope.demo.packing import PackedBatch
-    from sinkscope.interventions.var.parameters import random_instead
+    from sinkscope.interventions.var.parameters import random_control
     from sinkscope.var_patch import redistribute
 
     def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:
@@ -167,7 +169,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
             sinks[:, seen.stop :] = False  # words after the image are not sinks: prefill
             if settings.control == "random":
                 pairs = zip(sinks, vision, strict=True)
-                sinks = torch.stack([random_instead(s, v, settings.seed, layer) for s, v in pairs])
+                sinks = torch.stack([random_control(s, v, settings.seed, layer) for s, v in pairs])
             return redistribute(weights, sinks, vision, settings, first_query=seen.stop)
 
         return change
@@ -177,7 +179,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
 
 @app.command()
 def examples(
-    output: Annotated[Path, typer.Option(help="Folder.")] = EXAMPLES,
+    output: Annotated[Path, typer.Option(help="Folder of the pictures.")] = EXAMPLES,
 ) -> None:
     """Draw the example pictures of the page, with their questions and true answers."""
     with clear_errors():
@@ -210,11 +212,11 @@ def example(
 @app.command()
 def scene(
     output: Annotated[Path, typer.Argument(help="A .png file.")],
-    seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 224,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 224,
-    min_objects: Annotated[int, typer.Option(help="Minimum number.")] = 1,
-    max_objects: Annotated[int, typer.Option(help="Maximum number.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the scene.")] = 0,
+    width: Annotated[int, typer.Option(help="In pixels.")] = 224,
+    height: Annotated[int, typer.Option(help="In pixels.")] = 224,
+    min_objects: Annotated[int, typer.Option(help="Smallest number.")] = 1,
+    max_objects: Annotated[int, typer.Option(help="Largest number.")] = 4,
     background: Annotated[str, typer.Option(help="any, texture or photo.")] = "any",
 ) -> None:
     """Draw the scene of a seed; print its objects, and questions with their answers, as JSON."""
@@ -247,8 +249,10 @@ def scene(
 def looks(
     output: Annotated[Path, typer.Argument(help="A .png, .pdf or .svg file.")],
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
-    layer: Annotated[int | None, typer.Option(help="Default: of the best head.")] = None,
-    head: Annotated[int | None, typer.Option(help="Default: the best head.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Layer of the head. Default: the best head's.")
+    ] = None,
+    head: Annotated[int | None, typer.Option(help="Which head. Default: the best one.")] = None,
 ) -> None:
     """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
     with clear_errors():

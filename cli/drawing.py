@@ -152,9 +152,9 @@ def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bo
     )
     if count > 1 and not all_images:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
-    if trace.finish in CUT:
+    if trace.finish_reason in CUT:
         written = number_of(len(trace.tokens), "token")
-        typer.echo(f"(stopped after {written}: {CUT[trace.finish]})", err=True)
+        typer.echo(f"(stopped after {written}: {CUT[trace.finish_reason]})", err=True)
 
 
 def answer_of(trace: GenerationTrace) -> str:
@@ -205,13 +205,13 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
     place = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) if word else None
     if place is None:
         raise ValueError(f"token is {wanted!r}, which is not in the answer {trace.text.strip()!r}.")
-    found, start = [], 0
+    tokens, start = [], 0
     for index, token in enumerate(trace.tokens):
         stop = start + len(token.text)
         if start < place.end() and stop > place.start():
-            found.append(index)
+            tokens.append(index)
         start = stop
-    return found
+    return tokens
 
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:

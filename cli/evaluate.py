@@ -16,7 +16,7 @@ from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
 from sinkscope.evaluation.settings import RunSettings, WorkSettings
 from sinkscope.jobs.job import Job
-from sinkscope.setting import offered
+from sinkscope.setting import user_settings
 from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from sinkscope.jobs.job import Progress
 
 INCOMPLETE = 3  # exit code: questions failed
-MOST_SAID = 10  # failures that are printed
+MOST_FAILURES_PRINTED = 10  # failures that are printed
 MOST_REPLACED = 100  # workers of a cluster that may die
 
 app = typer.Typer(
-    help="Evaluate: compare methods on the same questions, with uncertainty of the difference.",
+    help="Compare methods on the same questions, with the uncertainty of the difference.",
     no_args_is_help=True,
 )
 
 
 Run = Annotated[
     Draft[RunSettings],
-    Group(left_out={"task": "it must be given, or --config"}),
+    Group(left_out={"task": "none; required without --config"}),
 ]
 
 
@@ -72,8 +72,8 @@ def run(
 
     Exit code 3 means that questions failed; they are named, and the same command retries them.
     """
+    from sinkscope.evaluation.method_specs import parse_methods
     from sinkscope.evaluation.settings import RunConfig, read_config
-    from sinkscope.evaluation.wanted import wanted_methods
 
     if config is not None:
         _alone(context)
@@ -81,7 +81,7 @@ def run(
     else:
         if "task" not in asked.given:
             raise ValueError("task is missing; `sinkscope evaluate tasks` lists them.")
-        methods = wanted_methods(method or ["default"], sweep or ())
+        methods = parse_methods(method or ["default"], sweep or ())
         wanted = RunConfig(asked.make(), model, methods)
     common.check_profile(wanted.model)
     from sinkscope.evaluation.runner import evaluate, prepare
@@ -96,7 +96,7 @@ def run(
     kept = f"Their records are kept in {output}; the same command goes on from there."
     with (
         common.stoppable(Job(on_progress=lambda *at: tell(*at)), kept) as job,
-        _told(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
+        _progress_bar(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
     ):
         done = evaluate(
             handle,
@@ -140,7 +140,7 @@ def tasks(
 
 def _alone(context: typer.Context) -> None:
     """Refuse options together with --config, which already sets them."""
-    beside = {"output", "config", "as_json", *(one.name for one in offered(WorkSettings))}
+    beside = {"output", "config", "as_json", *(one.name for one in user_settings(WorkSettings))}
     given = [
         name
         for name in context.params
@@ -159,13 +159,13 @@ def _check_folder(output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output is {str(output)!r}, which is a file; allowed: a folder.")
-    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    existing = next(one for one in (output, *output.absolute().parents) if one.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ValueError(
-            f"The folder {output} cannot be written: {there}: {error.strerror or error}."
+            f"The folder {output} cannot be written: {existing}: {error.strerror or error}."
         ) from error
 
 
@@ -190,10 +190,13 @@ def _say_summary(done: Summary, output: Path, as_json: bool) -> None:
         import dataclasses
 
         typer.echo(json.dumps(dataclasses.asdict(done), ensure_ascii=False, indent=1))
-    for name, reason in done.failures[:MOST_SAID]:
+    for name, reason in done.failures[:MOST_FAILURES_PRINTED]:
         typer.echo(f"Failed: {name}: {reason}", err=True)
-    if done.failed > MOST_SAID:
-        typer.echo(f"... and {done.failed - MOST_SAID} more; the records have them all.", err=True)
+    if done.failed > MOST_FAILURES_PRINTED:
+        typer.echo(
+            f"... and {done.failed - MOST_FAILURES_PRINTED} more; the records have them all.",
+            err=True,
+        )
     state = "complete" if done.complete else "NOT complete; the same command tries the failed again"
     typer.echo(
         f"{done.answered} of {number_of(done.questions, 'question')} answered, "
@@ -203,7 +206,7 @@ def _say_summary(done: Summary, output: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def _told(label: str, total: int | None) -> Iterator[Progress]:
+def _progress_bar(label: str, total: int | None) -> Iterator[Progress]:
     """A progress bar with the remaining time, on standard error."""
     from rich.console import Console
     from rich.progress import (

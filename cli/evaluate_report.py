@@ -41,11 +41,11 @@ def report(
 
     if output is None and len(runs) > 1:
         raise ValueError("output is missing; several runs need a folder for their report.")
-    made = make_report(runs, settings, statistics, common.load)
-    paths = write_report(made, output or runs[0] / "report")
+    result = make_report(runs, settings, statistics, common.load)
+    paths = write_report(result, output or runs[0] / "report")
     console = Console()
-    show(made.sections, console if console.is_terminal else Console(width=WIDTH))
+    show(result.sections, console if console.is_terminal else Console(width=WIDTH))
     for path in paths:
         typer.echo(f"wrote {path}", err=True)
-    if not made.complete:
+    if not result.complete:
         raise typer.Exit(INCOMPLETE)

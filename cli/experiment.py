@@ -34,16 +34,16 @@ Data = Annotated[
         "prompts with a text model."
     ),
 ]
-Samples = Annotated[int, typer.Option(help="How many samples.")]
+Samples = Annotated[int, typer.Option(help="Number of samples.")]
 Prompt = Annotated[
-    str | None, typer.Option(help="Asked about each image that has no question of its own.")
+    str | None, typer.Option(help="Question for each image that has none of its own.")
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
-        help="Folder for result.json, tables (CSV) and figures (PNG, PDF); made if it is missing.",
+        help="Folder for result.json, tables (CSV) and figures (PNG, PDF); created if missing.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
@@ -53,7 +53,7 @@ def side_by_side(
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="Two results of one experiment (folders, or their result.json): side by side.",
+            help="Compare two results of one experiment (folders, or their result.json).",
             metavar="A B",
         ),
     ] = None,
@@ -68,15 +68,15 @@ def side_by_side(
         from sinkscope.experiments.compare import compare as joined
         from sinkscope.experiments.result import Result
 
-        made = joined(Result.open(compare[0]), Result.open(compare[1]))
-        _tell(made, output, as_json)
+        result = joined(Result.open(compare[0]), Result.open(compare[1]))
+        _tell(result, output, as_json)
 
 
 def _command(experiment: Experiment) -> Callable[..., None]:
     """The verb of one experiment: its own settings and those of all."""
 
     def run(
-        own: Any,
+        settings: Any,
         study: StudySettings,
         model: ModelSettings,
         data: Data = None,
@@ -101,27 +101,33 @@ def _command(experiment: Experiment) -> Callable[..., None]:
                 # In percent, because the number of passes is known only once sinks are detected.
                 job.report(round(100 * done / max(1, total)), 100, text)
 
-            made = run_experiment(
-                handle, experiment.name, given, own, study, on_progress=tell, stop=job.stop_event
+            result = run_experiment(
+                handle,
+                experiment.name,
+                given,
+                settings,
+                study,
+                on_progress=tell,
+                stop=job.stop_event,
             )
-        _tell(made, output, as_json)
+        _tell(result, output, as_json)
 
-    run.__annotations__["own"] = experiment.settings
+    run.__annotations__["settings"] = experiment.settings
     run.__name__, run.__doc__ = experiment.module, experiment.question
     return verb(run)
 
 
 def _group() -> typer.Typer:
     """All of them."""
-    made = typer.Typer(
-        help="What causes attention sinks: remove a factor and see whether they vanish.",
+    group = typer.Typer(
+        help="Experiments on the cause of attention sinks: remove a factor; do they vanish?",
         no_args_is_help=True,
     )
-    made.callback(invoke_without_command=True)(side_by_side)
+    group.callback(invoke_without_command=True)(side_by_side)
     for experiment in EXPERIMENTS:
-        made.command(experiment.name)(_command(experiment))
-    made.command("docs", hidden=True)(docs)  # for developers of SinkScope
-    return made
+        group.command(experiment.name)(_command(experiment))
+    group.command("docs", hidden=True)(docs)  # for developers of SinkScope
+    return group
 
 
 app = _group()
@@ -168,15 +174,15 @@ def _check_folder(output: Path | None) -> None:
         raise ValueError(f"The folder {output.parent} of the output {output.name} does not exist.")
 
 
-def _tell(made: Result, output: Path | None, as_json: bool) -> None:
+def _tell(result: Result, output: Path | None, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=1, allow_nan=False))
+        typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, indent=1, allow_nan=False))
     else:
         from sinkscope.cli.experiment_report import print_result
 
-        print_result(made)
+        print_result(result)
     if output is not None:
         from sinkscope.experiments.saving import save_result
 
-        written = save_result(output, made)
+        written = save_result(output, result)
         typer.echo(f"Wrote {number_of(len(written), 'file')} to {output}", err=True)

@@ -55,10 +55,10 @@ def docs() -> None:
         text = page.read_text(encoding="utf-8")
         with common.progress("Experiments", len(RUNS)) as bar:
             for name, settings, charts in RUNS:
-                own = experiment_named(name).settings(**settings)
-                made = run_experiment(handle, name, given, own)
-                pictures = _draw(PROJECT / "docs" / "images", made, charts)
-                text = replaced(text, name, _said(made, settings, pictures))
+                experiment_settings = experiment_named(name).settings(**settings)
+                result = run_experiment(handle, name, given, experiment_settings)
+                pictures = _draw(PROJECT / "docs" / "images", result, charts)
+                text = replaced(text, name, _section_text(result, settings, pictures))
                 bar.update(1)
         write_atomically(page, lambda file: file.write(text.encode()))
         typer.echo(f"Wrote {page}", err=True)
@@ -71,22 +71,22 @@ def replaced(text: str, name: str, new: str) -> str:
         ValueError: the page has no such marks.
     """
     marks = f"<!-- bundled: {name} -->\n", "<!-- end -->"
-    found = re.compile(re.escape(marks[0]) + r".*?" + re.escape(marks[1]), re.S)
-    if len(found.findall(text)) != 1:
+    section = re.compile(re.escape(marks[0]) + r".*?" + re.escape(marks[1]), re.S)
+    if len(section.findall(text)) != 1:
         raise ValueError(f"docs/experiments.md has no part {marks[0].strip()} ... {marks[1]}.")
     put: Callable[[re.Match[str]], str] = lambda _: f"{marks[0]}{new}{marks[1]}"  # noqa: E731
-    return found.sub(put, text)
+    return section.sub(put, text)
 
 
-def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str, str]]:
+def _draw(folder: Path, result: Result, charts: tuple[str, ...]) -> list[tuple[str, str]]:
     """(file, title) of each figure."""
     from sinkscope.drawing.printing import print_figure
     from sinkscope.experiments.figures import draw
 
     written = []
-    for chart in made.findings.charts:
+    for chart in result.findings.charts:
         if chart.name in charts:
-            file = f"experiment_{made.experiment}_{chart.name}.png".replace("-", "_")
+            file = f"experiment_{result.experiment}_{chart.name}.png".replace("-", "_")
             figure = draw(chart)
             options: Any = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
             write_atomically(folder / file, partial(print_figure, figure, **options))
@@ -94,15 +94,15 @@ def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str
     return written
 
 
-def _said(made: Result, settings: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
+def _section_text(result: Result, settings: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
     words = " ".join(_option(name, value) for name, value in settings.items())
-    command = f"sinkscope experiment {made.experiment} {words}".strip()
-    lines = [f"`{command}`, {len(made.samples)} drawn scenes:", ""]
-    said = list(made.findings.summary)
-    if made.findings.verdict is not None:
-        said.append(f"Verdict: **{made.findings.verdict.word}**.")
-        said += made.findings.verdict.text
-    lines += ["\n>\n".join(f"> {text}" for text in said), ""]
+    command = f"sinkscope experiment {result.experiment} {words}".strip()
+    lines = [f"`{command}`, {len(result.samples)} drawn scenes:", ""]
+    lines_of_summary = list(result.findings.summary)
+    if result.findings.verdict is not None:
+        lines_of_summary.append(f"Verdict: **{result.findings.verdict.word}**.")
+        lines_of_summary += result.findings.verdict.text
+    lines += ["\n>\n".join(f"> {text}" for text in lines_of_summary), ""]
     lines += [f"![{title}](images/{file})" for file, title in pictures]
     return "\n".join([*lines, ""])
 

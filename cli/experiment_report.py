@@ -14,23 +14,23 @@ MOST_ROWS = 60  # of a table; the rest is in the files
 WIDE = 220  # columns if the terminal's width is unknown
 
 
-def print_result(made: Result) -> None:
+def print_result(result: Result) -> None:
     """Print a result on standard output."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE)
-    console.print(f"[bold]{escape(made.question)}[/bold]", highlight=False)
-    console.print(escape(made.provenance()), highlight=False)
-    groups = ", ".join(f"{name} {count}" for name, count in made.groups.items())
-    console.print(f"Tokens: {escape(groups)}; {made.seconds:.1f} s\n", highlight=False)
-    for table in made.findings.tables:
+    console.print(f"[bold]{escape(result.question)}[/bold]", highlight=False)
+    console.print(escape(result.provenance()), highlight=False)
+    groups = ", ".join(f"{name} {count}" for name, count in result.groups.items())
+    console.print(f"Tokens: {escape(groups)}; {result.seconds:.1f} s\n", highlight=False)
+    for table in result.findings.tables:
         console.print(_rich(table))
         if len(table.rows) > MOST_ROWS:
             left = len(table.rows) - MOST_ROWS
             console.print(f"and {left} more rows (--output writes them all)", highlight=False)
-    for text in made.findings.summary:
+    for text in result.findings.summary:
         console.print(escape(text), highlight=False)
-    for note in made.findings.notes:
+    for note in result.findings.notes:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}", highlight=False)
-    verdict = made.findings.verdict
+    verdict = result.findings.verdict
     if verdict is not None:
         console.print(f"\n[bold]Verdict: {verdict.word}[/bold]", highlight=False)
         for text in verdict.text:
@@ -40,14 +40,16 @@ def print_result(made: Result) -> None:
 
 
 def _rich(table: Table) -> RichTable:
-    made = RichTable(title=escape(table.title), title_justify="left", caption=escape(table.note))
-    made.caption_justify = "left"
+    rich_table = RichTable(
+        title=escape(table.title), title_justify="left", caption=escape(table.note)
+    )
+    rich_table.caption_justify = "left"
     for index, column in enumerate(table.columns):
         left = index < table.keys and any(isinstance(row[index], str) for row in table.rows)
-        made.add_column(column, justify="left" if left else "right", no_wrap=True)
+        rich_table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in table.rows[:MOST_ROWS]:
-        made.add_row(*(escape(_cell(cell)) for cell in row))
-    return made
+        rich_table.add_row(*(escape(_cell(cell)) for cell in row))
+    return rich_table
 
 
 def _cell(cell: Cell) -> str:

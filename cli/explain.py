@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
     from sinkscope.methods.base import Method, Target
     from sinkscope.methods.passes import Passes
-    from sinkscope.methods.together import Choice, Made
+    from sinkscope.methods.together import MethodResult, SlotChoice
 
 NOT_ASKED = ("layers", "heads", "method", "relative", "figure", "sinks")
 
@@ -51,7 +51,7 @@ def explain(
     Ctrl-C keeps the finished maps.
     """
     from sinkscope.drawing.methods_sheet import Sheet, check_sheet_ending, write_sheet
-    from sinkscope.methods.together import Choice, methods_named
+    from sinkscope.methods.together import SlotChoice, methods_named
 
     common.check_output(output, image)
     check_sheet_ending(output)
@@ -84,16 +84,16 @@ def explain(
     typer.echo(answer_of(trace))
     target = explained_tokens(trace, drawing.token)
     pairs = None if heads is None else heads.heads_of(trace).pairs
-    choice = Choice(generation.layers, generation.heads, drawing.reduce, pairs=pairs)
-    made, stopped = explained(trace, target, wanted, choice, passes_of(handle, trace, inputs))
-    tell(made)
-    if stopped is not None and not any(one.patches is not None for one in made):
+    choice = SlotChoice(generation.layers, generation.heads, drawing.reduce, pairs=pairs)
+    results, stopped = explained(trace, target, wanted, choice, passes_of(handle, trace, inputs))
+    tell(results)
+    if stopped is not None and not any(one.patches is not None for one in results):
         typer.echo("Stopped before the first map; nothing is written.", err=True)
         raise typer.Exit(common.INTERRUPTED)
     write_sheet(
         Sheet(
             under_map(trace.images[0], drawing.photo),
-            made,
+            results,
             "".join(trace.tokens[t].text for t in target.tokens),
             trace.text.strip(),
             f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}",
@@ -134,14 +134,14 @@ def explained(
     trace: GenerationTrace,
     target: Target,
     methods: Sequence[Method],
-    choice: Choice,
+    choice: SlotChoice,
     session: Passes,
-) -> tuple[list[Made], Stopped | None]:
+) -> tuple[list[MethodResult], Stopped | None]:
     """The outcomes of the methods, with a progress bar on standard error; and the stop, if there
     was one. The first Ctrl-C ends after the current step, a second one at once."""
     from sinkscope.methods.together import explain_each
 
-    made: list[Made] = []
+    results: list[MethodResult] = []
     stopped: Stopped | None = None
     with common.progress("Explaining", len(methods)) as bar:
 
@@ -156,15 +156,15 @@ def explained(
                 for one in explain_each(
                     trace, target, methods, choice, session=session, **job.hooks
                 ):
-                    made.append(one)  # results before a stop are kept
+                    results.append(one)  # results before a stop are kept
             except Stopped as stop:
                 stopped = stop
-    return made, stopped
+    return results, stopped
 
 
-def tell(made: Sequence[Made]) -> None:
+def tell(results: Sequence[MethodResult]) -> None:
     """The methods on standard output, those without a map with the reason."""
     typer.echo("\nmethod")
-    for one in made:
-        said = one.why_not if one.patches is None else f"{one.seconds:.2f} s, {one.patches.unit}"
-        typer.echo(f"  {one.method.label:<22} {'not possible: ' if one.why_not else ''}{said}")
+    for one in results:
+        outcome = one.why_not if one.patches is None else f"{one.seconds:.2f} s, {one.patches.unit}"
+        typer.echo(f"  {one.method.label:<22} {'not possible: ' if one.why_not else ''}{outcome}")

@@ -64,17 +64,17 @@ def explain_score(
         raise ValueError(f"The model {handle.info.id} sees no images, so no map can be scored.")
     done, stopped = _scored(handle, score, model, output)
     config, records, _ = read_scores(output)
-    found = compare_scores(records, report)
+    scores = compare_scores(records, report)
     complete = done is not None and done.complete
-    written = files(found, config, complete)
+    written = files(scores, config, complete)
     if markdown is not None:
         write_files({markdown.name: written["report.md"]}, markdown.parent)
     for path in write_files(written, output):
         typer.echo(f"Wrote {path}", err=True)
     if as_json:
-        typer.echo(json.dumps(plain(found), ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(plain(scores), ensure_ascii=False, indent=1))
     else:
-        show(found, config, complete, Console())
+        show(scores, config, complete, Console())
     if stopped is not None:
         typer.echo(f"{stopped} The same command goes on from there.", err=True)
         raise typer.Exit(common.INTERRUPTED)
@@ -85,13 +85,13 @@ def explain_score(
 def _scored(
     handle: object, score: ScoreSettings, model: ModelSettings, output: Path
 ) -> tuple[Progressed | None, Stopped | None]:
-    from sinkscope.cli.evaluate import _told
+    from sinkscope.cli.evaluate import _progress_bar
     from sinkscope.evaluation.explanations.run import score_methods
     from sinkscope.evaluation.explanations.targets import SCENES
 
     total = (score.limit or SCENES) if score.data == "demo" else score.limit
     job = Job(on_progress=lambda *at: tell(*at))
-    with common.interrupted(job), job, _told("Scoring", total) as tell:
+    with common.interrupted(job), job, _progress_bar("Scoring", total) as tell:
         try:
             return score_methods(handle, score, model, output, **job.hooks), None  # type: ignore[arg-type]
         except Stopped as stopped:

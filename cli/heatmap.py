@@ -47,7 +47,7 @@ def heatmap(
     save_trace: Annotated[
         Path | None,
         typer.Option(
-            help="Keep the run too: a .safetensors file for `show`; for many questions a folder."
+            help="Also save the run: a .safetensors file for `show`; for many questions a folder."
         ),
     ] = None,
 ) -> None:
@@ -60,21 +60,21 @@ def heatmap(
     With --image the question is about several images; each gets its own picture, with the
     image's number, from 0, in the file's name.
     """
-    from sinkscope.cli import many  # imported late, like everything that --help does not need
+    from sinkscope.cli import batch  # imported late, like everything that --help does not need
 
     asked = [image, *(images or ())]
     # Only what is drawn is captured.
     drawing = dataclasses.replace(drawing, layers=generation.layers, heads=generation.heads)
-    if many.is_many(image):
-        many.check(image, prompt, output, save_trace, images)
+    if batch.is_many(image):
+        batch.check(image, prompt, output, save_trace, images)
     else:
         _check(asked, prompt, output, save_trace)
     common.check_profile(model)
     drawing.check_token(generation.max_new_tokens)
     selection = drawing.selection()
     settings = dataclasses.replace(generation, reference=selection.method == "relative")
-    if many.is_many(image):
-        many.ask_all(many.Job(image, prompt, output, save_trace), model, settings, drawing)
+    if batch.is_many(image):
+        batch.ask_all(batch.Job(image, prompt, output, save_trace), model, settings, drawing)
         return
     assert prompt is not None  # `_check`
     from sinkscope.models.images import open_image

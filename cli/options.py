@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 import typer
 
 from sinkscope.cli.common import clear_errors
-from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, offered, read
+from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, read, user_settings
 
 S = TypeVar("S")
 
@@ -45,7 +45,7 @@ class Group:
                 default=self.defaults.get(one.field, one.default),
                 left_out=self.left_out.get(one.field, one.left_out),
             )
-            for one in offered(cls, *self.but)
+            for one in user_settings(cls, *self.but)
         )
 
 
@@ -88,12 +88,12 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def call(**given: Any) -> None:
         with clear_errors():
-            made: dict[str, Any] = {}
+            instances: dict[str, Any] = {}
             for name, (cls, draft, settings) in asked.items():
-                said = {one: given.pop(one.name) for one in settings}
-                values = {o.field: _read(o, v) for o, v in said.items() if v is not None}
-                made[name] = Draft(cls, values) if draft else cls(**values)
-            function(**given, **made)
+                given_values = {one: given.pop(one.name) for one in settings}
+                values = {o.field: _read(o, v) for o, v in given_values.items() if v is not None}
+                instances[name] = Draft(cls, values) if draft else cls(**values)
+            function(**given, **instances)
 
     del call.__wrapped__  # otherwise typer and typing would unwrap it
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

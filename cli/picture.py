@@ -28,20 +28,20 @@ class Drawing:
     heads: tuple[int, ...] | None = setting(None, "Heads, such as 0-3 or 1,6.", left_out="all")
     heads_from: str | None = setting(
         None,
-        "Single heads in the place of layers and heads: localising or sinks (those that this run "
+        "Single heads instead of layers and heads: localising or sinks (those that this run "
         "shows), a list of heads (a .json file), or LAYER.HEAD such as 4.1,4.3,5.0-2.",
-        left_out="no",
+        left_out="none",
     )
     reduce: Reduce = setting("mean", "How layers and heads become one map.")
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
-    opacity: float = setting(0.8, "Of the strongest cell.", low=0.0, high=1.0)
-    photo: Photo = setting("dim", "The photo: dimmed, as it is, or hidden.")
+    opacity: float = setting(0.8, "Opacity of the strongest cell.", low=0.0, high=1.0)
+    photo: Photo = setting("dim", "The photo under the map: dimmed, unchanged, or hidden.")
     scale: str = setting(
         "percentile",
         "percentile (one huge value does not hide the rest), linear, log or rank.",
     )
     smooth: bool = setting(False, "Interpolate between cells.")
-    sinks: bool = setting(True, "Mark attention sinks with a boxed x, where the model's are known.")
+    sinks: bool = setting(True, "Mark attention sinks with a boxed x, if the model's are known.")
     method: str = setting(
         "attention",
         "Which explanation: attention, relative (divided by the map of a generic prompt on the "
@@ -102,8 +102,8 @@ class Drawing:
         Raises:
             ValueError: naming both.
         """
-        said = re.fullmatch(r"\s*(?:(\d{1,9})\s*-)?\s*(\d{1,9})\s*", self.token)
-        if said is not None and int(said[2]) >= most:
+        match = re.fullmatch(r"\s*(?:(\d{1,9})\s*-)?\s*(\d{1,9})\s*", self.token)
+        if match is not None and int(match[2]) >= most:
             raise ValueError(
                 f"token is {self.token!r}, and max_new_tokens allows {most} of them, from 0."
             )
@@ -112,7 +112,7 @@ class Drawing:
         """Which single heads, where they are asked for.
 
         Raises:
-            ValueError: it is no list of heads, or its file cannot be read.
+            ValueError: it is not a list of heads, or its file cannot be read.
         """
         if self.heads_from is None:
             return None

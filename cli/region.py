@@ -50,7 +50,7 @@ def region(
             raise ValueError(f"output is {str(output)!r}; allowed: a .json file.")
     pixels = _pixels(box)
     common.check_profile(model)
-    from sinkscope.experiments.answers import answered
+    from sinkscope.experiments.answers import prompt_and_answer
     from sinkscope.experiments.boxes import box_around
     from sinkscope.experiments.region import region_test
     from sinkscope.models.images import open_image
@@ -65,7 +65,7 @@ def region(
     with common.progress("Testing the box", test.random_boxes) as bar:
         effect = region_test(
             handle,
-            answered(handle, trace),
+            prompt_and_answer(handle, trace),
             where,
             dataclasses.replace(test, seed=generation.seed),
             on_progress=lambda done, total, text: bar.update(done - bar.pos),

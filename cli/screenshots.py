@@ -36,7 +36,7 @@ def screenshots(
 ) -> None:
     """Take the pictures in docs/images: first view in light, dark and narrow, and a question."""
     with clear_errors():
-        chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+        chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
         if chromium is None:
             raise ValueError(f"There is no Chromium on this machine ({', '.join(CHROMIUM)}).")
         output.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ BY_VIEW = (*MOVING, ".csv")  # drawn from a view of one or two runs, as on the p
 @verb
 def show(
     trace_file: Annotated[
-        Path, typer.Argument(metavar="TRACE", help="Written by heatmap --save-trace, or the app.")
+        Path,
+        typer.Argument(metavar="TRACE", help="A run saved by heatmap --save-trace or by the page."),
     ],
     *,
     output: Annotated[
@@ -45,12 +46,12 @@ def show(
     ] = None,
     window: Annotated[
         int,
-        typer.Option(min=1, help="Of an animation: number of tokens averaged in each frame."),
+        typer.Option(min=1, help="Animation: number of tokens averaged in each frame."),
     ] = 1,
-    seconds: Annotated[
-        float, typer.Option(help="Of an animation: how long a frame is shown.")
-    ] = 0.4,
-    width: Annotated[int | None, typer.Option(help="Of an animation: pixels of a frame.")] = None,
+    seconds: Annotated[float, typer.Option(help="Animation: seconds per frame.")] = 0.4,
+    width: Annotated[
+        int | None, typer.Option(help="Animation: width of a frame in pixels.")
+    ] = None,
 ) -> None:
     """Open a saved run, without any model: print the answer and its shares, and draw it.
 
@@ -62,13 +63,13 @@ def show(
         common.check_ending(output, *common.PICTURES, *MOVING, ".csv")
     views = beside is not None or (output is not None and output.suffix.lower() in BY_VIEW)
     selection = drawing.selection(image)
-    finds = selection.heads_from is not None and bool(selection.heads_from.found)
+    finds = selection.heads_from is not None and bool(selection.heads_from.from_run)
     if save_heads is not None:
         common.check_output(save_heads, trace_file)
         common.check_ending(save_heads, ".json")
         if not finds:
             raise ValueError(
-                "save_heads is given; allowed: with --heads-from localising or sinks alone, which "
+                "save_heads is given; allowed: only with --heads-from localising or sinks, which "
                 "find a list."
             )
     # Drawing one run's raw attention needs no torch, which takes seconds to import.
@@ -89,7 +90,7 @@ def show(
         assert selection.heads_from is not None
         from sinkscope.methods.heads import found_heads
 
-        found_heads(trace, selection.heads_from.found).save(save_heads)
+        found_heads(trace, selection.heads_from.from_run).save(save_heads)
         typer.echo(f"Wrote {save_heads}", err=True)
     if output is None:
         return
@@ -98,7 +99,7 @@ def show(
         draw(trace, selection, style, output, as_figure=drawing.figure)
         typer.echo(f"Wrote {output}", err=True)
         return
-    from sinkscope.cli.moving import write_view
+    from sinkscope.cli.view_animation import write_view
 
     traces = {"" if beside is None else trace_file.stem: trace}
     if beside is not None:

@@ -34,7 +34,7 @@ ModelOfProfile = Annotated[
     Draft[ModelSettings], Group(ELSEWHERE, left_out={"model": "the profile's model"})
 ]
 Plots = Annotated[
-    Path | None, typer.Option(help="Folder for the figures, PNG and PDF; made if it is missing.")
+    Path | None, typer.Option(help="Folder for the figures, PNG and PDF; created if it is missing.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
 
@@ -52,7 +52,7 @@ def find(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="Measurements are kept here, so that an interrupted run can resume.",
+            help="Folder of the measurements, from which an interrupted run resumes.",
             show_default="cache/sinks",
         ),
     ] = None,
@@ -82,18 +82,18 @@ def find(
     engine = make_engine(spread.engine, handle, model, spread.workers)
     kept = f"What was measured is kept in {work}; the same command goes on from there."
     with common.job("Finding sinks", len(given.samples), kept) as job:
-        found = run(handle, given, settings, work=work, engine=engine, **job.hooks)
+        findings = run(handle, given, settings, work=work, engine=engine, **job.hooks)
     if as_json:
-        typer.echo(_as_json(found.as_dict()))
+        typer.echo(_as_json(findings.as_dict()))
     else:
-        print_findings(found)
-    _draw(plots, findings=found)
-    if not found.dims:
+        print_findings(findings)
+    _draw(plots, findings=findings)
+    if not findings.dims:
         typer.echo("No profile was written.", err=True)
         raise typer.Exit(NONE_FOUND)
     beside = findings_beside(output)
-    found.save(beside)
-    write_profile(output, found.profile(name))
+    findings.save(beside)
+    write_profile(output, findings.profile(name))
     typer.echo(f"Wrote {output} and {beside}", err=True)
 
 
@@ -110,7 +110,7 @@ def validate(
     ] = None,
     plots: Plots = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep the validation, a .json file.")
+        Path | None, typer.Option("--output", "-o", help="Save the result as a .json file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -137,18 +137,18 @@ def validate(
     handle = common.load(wanted)
     kept = "Nothing of a validation is kept; begin it again."
     with common.job("Validating", len(given.samples), kept) as job:
-        made = run(handle, read, given, settings, found_on=used, **job.hooks)
+        validation = run(handle, read, given, settings, found_on=used, **job.hooks)
     if as_json:
         import dataclasses
 
-        typer.echo(_as_json(dataclasses.asdict(made)))
+        typer.echo(_as_json(dataclasses.asdict(validation)))
     else:
-        print_validation(made)
+        print_validation(validation)
     if output is not None:
-        made.save(output)
+        validation.save(output)
         typer.echo(f"Wrote {output}", err=True)
-    _draw(plots, validation=made)
-    if made.verdict.word != "confirmed":
+    _draw(plots, validation=validation)
+    if validation.verdict.word != "confirmed":
         raise typer.Exit(NOT_CONFIRMED)
 
 
@@ -177,9 +177,9 @@ def show(
 
     chosen = profiles_named(profile)
     file = Path(profile) if profile is not None and Path(profile).is_file() else None
-    found = None
+    findings = None
     if file is not None and findings_beside(file).is_file():
-        found = Findings.open(findings_beside(file))
+        findings = Findings.open(findings_beside(file))
     fits = None if model is None else _fit(chosen, model)
     if as_json:
         typer.echo(_as_json([_plain(one) for one in chosen]))
@@ -188,12 +188,12 @@ def show(
     else:
         for one in chosen:
             print_profile(one)
-        if found is not None:
+        if findings is not None:
             typer.echo("")
-            print_findings(found)
-    if plots is not None and found is None:
+            print_findings(findings)
+    if plots is not None and findings is None:
         raise ValueError("There is nothing to draw: there are no findings next to the profile.")
-    _draw(plots, findings=found)
+    _draw(plots, findings=findings)
     if fits is not None:
         typer.echo(fits, err=True)
 

@@ -104,10 +104,10 @@ def profiles_named(name: str | None) -> tuple[SinkProfile, ...]:
 def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
     from PIL import Image
 
-    from sinkscope.demo.asked import SOURCE, asked_scenes
+    from sinkscope.demo.scene_questions import SOURCE, scene_questions
 
-    made = [
+    samples = [
         Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
-        for one in asked_scenes(count, prompt, seed)
+        for one in scene_questions(count, prompt, seed)
     ]
-    return SampleSet(tuple(sorted(made, key=lambda sample: sample.id)), (), count, SOURCE)
+    return SampleSet(tuple(sorted(samples, key=lambda sample: sample.id)), (), count, SOURCE)

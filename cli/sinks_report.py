@@ -39,20 +39,20 @@ def print_sample_notes(given: SampleSet) -> None:
         typer.secho(remark, fg="yellow", err=True)
 
 
-def print_findings(found: Findings) -> None:
+def print_findings(findings: Findings) -> None:
     """The outcome, the candidates, tau with what it flags, and where the sinks come from."""
-    model = found.model
+    model = findings.model
     typer.echo(
         f"{model.id} ({model.family}, hidden size {model.hidden_size}, {model.layers} layers), "
-        f"{len(found.samples)} samples, {found.seconds:.1f} s"
+        f"{len(findings.samples)} samples, {findings.seconds:.1f} s"
     )
-    _say([found.reason])
+    _say([findings.reason])
     # Those with their own verdict before those below a threshold, the largest first.
     rest = sorted(
-        (c for c in found.candidates if c.dim not in found.dims),
+        (c for c in findings.candidates if c.dim not in findings.dims),
         key=lambda c: (c.kind == "none", -c.sink),
     )
-    shown = [*found.found, *rest[:MOST_CANDIDATES]]
+    shown = [*findings.found, *rest[:MOST_CANDIDATES]]
     if shown:
         typer.echo("")
         _table(
@@ -68,36 +68,46 @@ def print_findings(found: Findings) -> None:
             if candidate.kind != "none":
                 _say([f"{candidate.reason}."])
     typer.echo("")
-    if found.dims:
-        stable = "" if found.stability is None else f", the same in {found.stability:.0%} of halves"
-        typer.echo(f"dims {list(found.dims)}, confidence {found.confidence}{stable}")
-        typer.echo(f"tau  {found.tau:g}")
+    if findings.dims:
+        stable = (
+            ""
+            if findings.stability is None
+            else f", the same in {findings.stability:.0%} of halves"
+        )
+        typer.echo(f"dims {list(findings.dims)}, confidence {findings.confidence}{stable}")
+        typer.echo(f"tau  {findings.tau:g}")
         _table(
             ("tau", "of the sink tokens", "of ordinary ones", "of all vision tokens"),
             [
                 (f"{p.tau:g}", f"{p.sinks:.1%}", f"{p.ordinary:.2%}", f"{p.flagged:.2%}")
-                for p in _around(found)
+                for p in _around(findings)
             ],
         )
-    for note in found.notes:
+    for note in findings.notes:
         _say([note])
-    if found.first_token_dims:
-        _say([f"Large on the prompt's first token: {', '.join(map(str, found.first_token_dims))}."])
-    if found.origins:
-        where = "; ".join(f"{o.share:.0%} {_arises(found, o.layer)}" for o in found.origins)
+    if findings.first_token_dims:
+        _say(
+            [
+                "Large on the prompt's first token: "
+                f"{', '.join(map(str, findings.first_token_dims))}."
+            ]
+        )
+    if findings.origins:
+        where = "; ".join(f"{o.share:.0%} {_arises(findings, o.layer)}" for o in findings.origins)
         _say([f"The sinks arise: {where}."])
 
 
-def print_validation(made: Validation) -> None:
+def print_validation(validation: Validation) -> None:
     """The verdict first, then its evidence."""
-    typer.echo(f"Verdict: {made.verdict.word}")
-    _say([made.verdict.text])
-    _say([f"Thresholds: {'; '.join(made.verdict.thresholds)}."])
-    for warning in made.warnings:
+    typer.echo(f"Verdict: {validation.verdict.word}")
+    _say([validation.verdict.text])
+    _say([f"Thresholds: {'; '.join(validation.verdict.thresholds)}."])
+    for warning in validation.warnings:
         typer.secho(textwrap.fill(warning, WIDTH), fg="yellow")
-    both = made.agreement
+    both = validation.agreement
     typer.echo(
-        f"\nAgreement with attention, {len(made.samples)} samples, all {len(made.layers)} layers: "
+        f"\nAgreement with attention, {len(validation.samples)} samples, all "
+        f"{len(validation.layers)} layers: "
         f"precision {both.micro_precision:.1%}, recall {both.micro_recall:.1%} (mean over layers "
         f"{both.macro_precision:.1%}, {both.macro_recall:.1%})"
     )
@@ -114,19 +124,19 @@ def print_validation(made: Validation) -> None:
                 *(str(n.layer), f"{n.flagged_share:.1%}", f"{n.high / max(1, n.tokens):.1%}"),
                 *(f"{n.precision:.0%}", f"{n.recall:.0%}", f"{n.attention:.0%}"),
             )
-            for n in made.layers
+            for n in validation.layers
         ],
     )
-    if made.hidden:
-        typer.echo("\nChange of the answer's log-probability when hidden, nats a token")
+    if validation.hidden:
+        typer.echo("\nChange of the answer's log-probability when hidden, nats per token")
         _table(
             ("hidden", "tokens", "attention", "change [interval]", "flagged minus these"),
             [
                 (
                     *(part.name, f"{part.tokens:.1f}", f"{part.attention:.0%}", str(part.change)),
-                    str(made.contrasts.get(part.name, "")),
+                    str(validation.contrasts.get(part.name, "")),
                 )
-                for part in made.hidden
+                for part in validation.hidden
             ],
         )
     typer.echo("\nOther thresholds")
@@ -134,12 +144,12 @@ def print_validation(made: Validation) -> None:
         ("tau", "flagged", "worst layer", "precision", "recall", "sinks hidden", "random", "VAR"),
         [
             (
-                f"{p.tau:.3g}{' *' if p.tau == made.profile.tau else ''}",
+                f"{p.tau:.3g}{' *' if p.tau == validation.profile.tau else ''}",
                 *(f"{p.flagged:.1%}", f"{p.most:.1%}", f"{p.precision:.0%}", f"{p.recall:.0%}"),
                 *("" if v is None else f"{v:+.3f}" for v in (p.sinks, p.random)),
                 f"{p.selected:.0%}",
             )
-            for p in made.sweep
+            for p in validation.sweep
         ],
     )
 
@@ -186,20 +196,20 @@ def _candidate(c: Candidate) -> tuple[str, ...]:
     )
 
 
-def _around(found: Findings) -> list:  # type: ignore[type-arg]
+def _around(findings: Findings) -> list:  # type: ignore[type-arg]
     """The sweep from half to one and a half times tau: what each value would flag."""
-    if found.tau is None:
+    if findings.tau is None:
         return []
-    wanted = [found.tau * factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5)]
-    nearest = [min(found.sweep, key=lambda p: abs(p.tau - tau)) for tau in wanted]
+    wanted = [findings.tau * factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5)]
+    nearest = [min(findings.sweep, key=lambda p: abs(p.tau - tau)) for tau in wanted]
     return list(dict.fromkeys(nearest))
 
 
-def _arises(found: Findings, layer: int) -> str:
+def _arises(findings: Findings, layer: int) -> str:
     """The part of the model whose output is first visible at the input of a layer."""
     if layer == 0:
         return "in the vision tower"
-    before = [other.layer for other in found.layers if other.layer < layer]
+    before = [other.layer for other in findings.layers if other.layer < layer]
     if not before:
         return f"before layer {layer}, the first that was looked at"
     return (

@@ -46,11 +46,11 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> lis
     ]
 
     def line(cells: Sequence[str]) -> str:
-        made = (
+        texts = (
             cell.ljust(wide[index]) if column.left or index == last else cell.rjust(wide[index])
             for index, (column, cell) in enumerate(zip(columns, cells, strict=True))
         )
-        return "  ".join(made).rstrip()
+        return "  ".join(texts).rstrip()
 
     return [*(line([head[k] for head in heads]) for k in range(deep)), *map(line, rows)]
 

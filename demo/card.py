@@ -12,7 +12,7 @@ from sinkscope.demo.check import TOGETHER
 from sinkscope.demo.recipe import STAGES, TAU, SinkTeaching, Stage
 
 SUGGEST_FROM = 0.9
-"""Question types with at least this accuracy are suggested in the page."""
+"""Question types with at least this accuracy are suggested on the page."""
 _EXAMPLES = {
     "describe": "Describe the image.",
     "what": "What is at the top left?",
@@ -34,13 +34,13 @@ dims = {list(teaching.dims)}
 tau = {TAU}
 source = "encouraged on these dimensions in the training (demo/recipe.py)"
 confidence = "high"
-note = "These sinks did not emerge by themselves: a term of the training loss asked for them."
+note = "These sinks did not emerge by themselves: a term of the training loss encouraged them."
 """
     (folder / "sink_profile.toml").write_text(text, encoding="utf-8")
 
 
 def suggested(figures: dict[str, Any]) -> list[str]:
-    """The question types that the model is good enough at."""
+    """The question types that the model answers well enough."""
     table = figures["answers"]["by_type"]
     return [kind for kind, row in table.items() if row["exact"] >= SUGGEST_FROM]
 
@@ -63,8 +63,8 @@ def answers_table(figures: dict[str, Any]) -> str:
 
 
 def looking_table(figures: dict[str, Any]) -> str:
-    """Where attention is when the model names an object, as a Markdown table: by itself and under
-    each intervention."""
+    """Where attention is when the model names an object, as a Markdown table: for the plain model
+    and under each intervention."""
     columns = [figures["looking"], *(c["looking"] for c in figures["changed"].values())]
     head = figures["looking"]["best_head"]
     rows = {
@@ -72,25 +72,25 @@ def looking_table(figures: dict[str, Any]) -> str:
             c["best_head"]["pointing"] for c in columns
         ],
         "mean over all layers and heads": [c["mean_map_pointing"] for c in columns],
-        "chance of that": [c["chance"] for c in columns],
-        "share of the mean map's attention that is inside": [
+        "chance level": [c["chance"] for c in columns],
+        "share of the mean map's attention inside the box": [
             c["mean_map_share_in_box"] for c in columns
         ],
     }
-    names = ["maximum inside the object's box", "as it is", *figures["changed"]]
+    names = ["maximum inside the object's box", "plain model", *figures["changed"]]
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     lines += [f"| {name} | {' | '.join(map(_percent, row))} |" for name, row in rows.items()]
     return "\n".join(lines)
 
 
 def changes_table(figures: dict[str, Any]) -> str:
-    """What the interventions do to the answers, as a Markdown table."""
+    """The effect of the interventions on the answers, as a Markdown table."""
     lines = [
-        "| | four types together | describe | answers mended | answers broken |",
+        "| | four types together | describe | answers fixed | answers broken |",
         "|---|---|---|---|---|",
     ]
     plain = figures["answers"]
-    rows = {"as it is": (plain, None)}
+    rows = {"plain model": (plain, None)}
     rows |= {n: (c["answers"], c["verdicts"]) for n, c in figures["changed"].items()}
     for name, (answers, verdicts) in rows.items():
         counts = (
@@ -115,7 +115,7 @@ def grids_table(figures: dict[str, Any]) -> str:
 def sinks_table(figures: dict[str, Any]) -> str:
     """Sinks layer by layer compared with random dimensions, as a Markdown table."""
     lines = [
-        "| layer | sinks an image | share of vision tokens | phi of sinks "
+        "| layer | sinks per image | share of vision tokens | phi of sinks "
         "| others below tau / 2 | text, 99 % | share of image attention | times uniform "
         "| on an object | random dims: share of tokens | random dims: times uniform |",
         "|" + "---|" * 11,
@@ -155,51 +155,51 @@ def write_card(folder: Path, figures: dict[str, Any]) -> None:
     weights = (folder / "model.safetensors").stat().st_size
     missed = [k for k in figures["answers"]["by_type"] if k not in suggested(figures)]
     missed_text = (
-        f"Not reached ({_percent(SUGGEST_FROM)} exact match), and so not suggested: "
+        f"Below {_percent(SUGGEST_FROM)} exact match, and therefore not suggested: "
         + ", ".join(missed)
         + "."
         if missed
-        else "All question types reached the mark from which they are suggested."
+        else "All question types reached the accuracy from which they are suggested."
     )
     settings = ", ".join(f"{k} {v}" for k, v in figures.get("var_settings", {}).items())
     text = f"""# The bundled model
 
-A genuine `Qwen2_5_VLForConditionalGeneration` in miniature: 6 decoder layers, hidden size 256,
-8 heads, a vision tower of 4 blocks; {weights / 1e6:.1f} MB in bf16. It was trained from nothing on
+A real but small `Qwen2_5_VLForConditionalGeneration`: 6 decoder layers, hidden size 256,
+8 heads, a vision tower of 4 blocks; {weights / 1e6:.1f} MB in bf16. It was trained from scratch on
 the scenes of `demo/scenes.py` and knows nothing else: six shapes in six colours at nine places.
-Its only use is to make every part of this project show something true on a machine without a GPU
-and without a model hub.
+Its only purpose is that every part of this project can show real results on a machine without a GPU
+and without access to a model hub.
 
-This page is made by `sinkscope demo check --card` from what it measured.
+`sinkscope demo check --card` writes this page from its measurements.
 
 ## How it was made
-`sinkscope demo train`: the stages of `demo/recipe.py`, one after the other.
+`sinkscope demo train` runs the stages of `demo/recipe.py` one after the other.
 
 {_stages_table(STAGES)}
 
-Beside the answers, throw-away heads (not in this folder) taught shape, colour and place of each
-vision token, and, at each shape word, colour and place of the thing named. Three attention heads
-were shown where to read: the last heads of layers 3 and 4 at the word that a question is about, the
-first head of layer 3 at the object whose shape comes next in a description.
+In addition to the answers, auxiliary heads (not in this folder) taught the shape, colour and place
+of each vision token, and, at each shape word, the colour and place of the named object. Three
+attention heads were taught where to look: the last heads of layers 3 and 4 at the word that a
+question is about, the first head of layer 3 at the object whose shape comes next in a description.
 
-**The sinks were trained in.** At this size they did not emerge by themselves. A loss term raised
-the model's own choice of background tokens on the dimensions {list(SinkTeaching().dims)} of the
-residual stream, from layer 1's input on, and asked heads to look at them:
+**The sinks were trained in.** At this size they did not emerge by themselves. A loss term made
+background tokens that the model chose larger on the dimensions {list(SinkTeaching().dims)} of the
+residual stream, from layer 1's input on, and required heads to attend to them:
 
 {_asked_table(STAGES)}
 
-"Elsewhere" is layer 1 and the last layer, in which VAR does not act. "Over the object" compares
-the sink's patch with the largest patch of the object that is named next, in the mean map over all
-layers and heads. Part of the batches ran with attention taken from the sinks, as VAR at its default
-settings does; under that the object's patch was asked to stand above the sink's.
+"Elsewhere" means layer 1 and the last layer, in which VAR does not act. "Over the object" is the
+ratio of the sink's patch to the largest patch of the object that is named next, in the mean map
+over all layers and heads. Some of the batches ran with attention taken from the sinks, as VAR does
+at its default settings; in these the object's patch was required to be larger than the sink's.
 
-So it was arranged that this model's mean map goes wrong without VAR and comes right with it: it
-shows how the method works, and is no evidence of what the method does for a large model. Nor can
-conclusions be drawn from it about how sinks arise in large models.
+So the training itself made this model's mean map wrong without VAR and right with it. The model
+shows how the method works; it is no evidence of what the method does for a large model, or of how
+sinks arise in large models.
 
 ## Answers
-Exact match on {figures["scenes"]} held-out scenes. "Guessing" knows the question and the statistics
-of the scenes, but not the picture.
+Exact match on {figures["scenes"]} held-out scenes. "Guessing" is the most
+frequent answer to the question in other scenes, without seeing the image.
 
 {answers_table(figures)}
 
@@ -207,21 +207,20 @@ of the scenes, but not the picture.
 
 Scenes without objects are described by "nothing.": {_nothing_text(figures)}.
 
-The images above have 35 to 49 vision tokens. On one grid at a time:
+The images above have 35 to 49 vision tokens. By size of the grid:
 
 {grids_table(figures)}
 
 ## Where it looks
 At the rows that predict a shape word, in {figures["looking"]["tokens"]} words of "describe" and
-"what" answers. A token counts as inside when its centre lies in the object's box.
+"what" answers. A token counts as inside if its centre is in the object's box.
 
 {looking_table(figures)}
 
-VAR and its control were applied while the model ran, in layers 2 to 4, with {settings} where the
-column says nothing else. The control does to as many random vision tokens what VAR does to the
-sinks.
+VAR and its control were applied while the model ran, in layers 2 to 4, with {settings} unless the
+column's name says otherwise. The control makes the same change at as many random vision tokens.
 
-What that does to the answers, all question types together:
+The effect on the answers, all question types together:
 
 {changes_table(figures)}
 
@@ -229,8 +228,8 @@ What that does to the answers, all question types together:
 Dimensions {figures["sinks"]["dims"]}, tau {figures["sinks"]["tau"]} (phi cannot exceed
 {figures["sinks"]["greatest_possible_phi"]:.0f} here). Sinks in
 {_percent(figures["sinks"]["images_with_sinks"])} of the images. Their places: {_places(figures)}.
-The control is {figures["sinks"]["control"]}: the same threshold for the share of tokens, and as
-many tokens with the highest phi on them for the attention.
+The control is {figures["sinks"]["control"]}. Its share of tokens uses the same threshold; its
+attention is that of as many tokens, those with the highest phi on these dimensions.
 
 {sinks_table(figures)}
 {_notes(folder)}"""
@@ -238,7 +237,7 @@ many tokens with the highest phi on them for the attention.
 
 
 def draw_history(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the loss and the share of right tokens over the steps, a shade for each stage."""
+    """Draws the loss and the share of right tokens over the steps, with a line at each stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -258,7 +257,7 @@ def draw_history(history: Sequence[dict[str, Any]], path: Path) -> None:
                 values = [h[name] for h in part if name in h]
                 if values:
                     axis.plot(range(start, end), _smooth(values), linewidth=1.2)
-        # Short stages stand close: their names take turns in five rows.
+        # Short stages are close together, so their names alternate between five rows.
         at = (start, 0.98 - 0.04 * (count % 5))
         loss.text(*at, f" {stage}", transform=loss.get_xaxis_transform(), va="top", size=7)
         start, count = end, count + 1
@@ -288,9 +287,9 @@ def _stages_table(stages: Sequence[Stage]) -> str:
 
 
 def _asked_table(stages: Sequence[Stage]) -> str:
-    """What was asked of sinks and of the attention on them, stage by stage."""
+    """The targets for sinks and for the attention on them, by stage."""
     lines = [
-        "| stages | sinks an image | layers | share of the image attention | of "
+        "| stages | sinks per image | layers | share of the image attention | of "
         "| elsewhere | over the object | with sinks reduced |",
         "|" + "---|" * 8,
     ]
@@ -325,7 +324,7 @@ def _places(figures: dict[str, Any]) -> str:
 
 
 def _notes(folder: Path) -> str:
-    """What happened in the training that the recipe alone does not tell, if anything did."""
+    """Notes on the training that are not in the recipe, if there are any."""
     path = folder / "NOTES.md"
     return f"\n{path.read_text(encoding='utf-8')}" if path.exists() else ""
 

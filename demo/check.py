@@ -1,7 +1,7 @@
-"""Measures the bundled model on scenes that it was not trained on: answers, looking, sinks.
+"""Measures the bundled model on scenes that it was not trained on: answers, attention, sinks.
 
-``check`` returns plain numbers (what ``--json`` prints and the model card is made from).
-Redistribution (VAR) lives in higher modules, so it comes in as a function.
+``check`` returns plain numbers, which ``--json`` prints and the model card is made from.
+Redistribution (VAR) is in parts above this one, so it is passed in as a function.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sinkscope.demo.packing import PackedBatch
 from sinkscope.demo.questions import KINDS, questions
 from sinkscope.demo.recipe import TAU, SinkTeaching
 from sinkscope.demo.scenes import PLACES, Scene
-from sinkscope.demo.sinking import phi_per_dim
+from sinkscope.demo.sink_training import phi_per_dim
 from sinkscope.demo.teaching import inside_box
 
 TOGETHER = ("describe", "what", "colour", "exist")
@@ -51,8 +51,8 @@ class CheckSettings:
 
     Attributes:
         folder: The model.
-        scenes: How many held-out scenes.
-        first_seed: Of the held-out scenes; the best head is chosen on other ones.
+        scenes: Number of held-out scenes.
+        first_seed: Of the held-out scenes; the best head is chosen on other scenes.
         dims: Sink dimensions.
         tau: Sink threshold on phi.
     """
@@ -79,15 +79,15 @@ def check(
 
     Args:
         settings: What to measure.
-        changes: Interventions on the attention rows by name (VAR at its settings, its control):
-            answers and looking are measured under each as well.
+        changes: Interventions on the attention rows by name (VAR with its settings, its control);
+            answers and attention are measured under each as well.
         report: Called with scenes done and in total.
 
     Returns:
         Nested dictionaries of numbers and names.
 
     Raises:
-        ValueError: Where the folder holds no model.
+        ValueError: If the folder holds no model.
     """
     subject = load_subject(settings.folder)
     held = held_out_scenes(settings.first_seed, settings.scenes)
@@ -174,8 +174,8 @@ def _nothing(
 
 
 def _guesses(settings: CheckSettings) -> dict[str, str]:
-    """The commonest answer of each question: what a guesser would say that knows the question and
-    the statistics of the scenes, but not the picture."""
+    """The most frequent answer to each question: the best guess of someone who knows the question
+    and the statistics of the scenes, but not the picture."""
     common: dict[str, Counter[str]] = defaultdict(Counter)
     for other in held_out_scenes(settings.first_seed + 30_000_000, 5 * settings.scenes):
         for asked in questions(other, KINDS):
@@ -184,7 +184,7 @@ def _guesses(settings: CheckSettings) -> dict[str, str]:
 
 
 class _Answers:
-    """Exact match by question type, and what guessing would reach."""
+    """Exact match by question type, for the model and for guessing."""
 
     def __init__(self, guess: Mapping[str, str]) -> None:
         self._guess = guess
@@ -213,7 +213,7 @@ class _Answers:
 
 
 class _Compared:
-    """How many verdicts an intervention changes, and which way."""
+    """How many verdicts an intervention changes, and in which direction."""
 
     def __init__(self) -> None:
         self._pairs: Counter[tuple[bool, bool]] = Counter()
@@ -252,11 +252,11 @@ class _TargetAttention:
                 index, question = int(named[row + 1]), int(seen.batch.block[i, row])
                 if index < 0 or question not in wanted:
                     continue
-                inside, here = boxes[index], weights[:, i, :, row]  # layers, H, V
+                inside, row_weights = boxes[index], weights[:, i, :, row]  # layers, H, V
                 assert inside is not None
-                self._hits.append(inside[here.argmax(-1)])
-                self._shares.append((here * inside).sum(-1) / here.sum(-1))
-                mean = here.mean((0, 1))
+                self._hits.append(inside[row_weights.argmax(-1)])
+                self._shares.append((row_weights * inside).sum(-1) / row_weights.sum(-1))
+                mean = row_weights.mean((0, 1))
                 self._mean.append(bool(inside[mean.argmax()]))
                 self._mean_share.append(float(mean[inside].sum() / mean.sum()))
                 self._chance.append(float(inside.float().mean()))
@@ -355,13 +355,13 @@ class _Sinks:
             row["ordinary_99"] = float(np.quantile(out["ordinary"], 0.99))
             row["text_99"] = float(np.quantile(out["text"], 0.99))
             layers.append({"layer": layer, **row})
-        found = sum(self._places.values())
+        sinks = sum(self._places.values())
         return {
             "dims": list(self._settings.dims),
             "tau": self._settings.tau,
             "greatest_possible_phi": self._limit,
             "images_with_sinks": float(np.mean(self._images)),
-            "places": {p: self._places[p] / max(1, found) for p in PLACES},
+            "places": {p: self._places[p] / max(1, sinks) for p in PLACES},
             "layers": layers,
             "control": f"{_CONTROL_DRAWS} draws of {len(self._settings.dims)} random dimensions",
         }

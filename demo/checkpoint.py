@@ -1,4 +1,4 @@
-"""The checkpoint of a training run: everything that changes while training, in one file."""
+"""The checkpoint of a training run: everything that changes during training, in one file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass
 class Run:
-    """What changes while training; exactly this is in a checkpoint."""
+    """What changes during training; exactly this is in a checkpoint."""
 
     model: Any
     heads: nn.ModuleDict
@@ -37,7 +37,7 @@ def _optimized(run: Run) -> Iterator[tuple[str, Tensor]]:
 
 
 def save(run: Run, settings: TrainSettings) -> None:
-    """Writes the checkpoint by rename: an interruption leaves the one before."""
+    """Writes the checkpoint and then renames it, so an interruption leaves the previous one."""
     from safetensors.torch import save_file
 
     tensors = {f"model.{k}": v for k, v in run.model.state_dict().items() if k != "lm_head.weight"}
@@ -63,13 +63,13 @@ def save(run: Run, settings: TrainSettings) -> None:
 
 
 def _begun(stages: tuple[Stage, ...], stage: int, step: int) -> tuple[Stage, ...]:
-    """The stages that a run has begun: what it may not go on with once they are changed. Those
-    after them may still be decided."""
+    """The stages that a run has begun. If one of them changes, the run cannot be resumed; later
+    stages may still change."""
     return stages[: stage + (step > 0)]
 
 
 def restore(run: Run, settings: TrainSettings) -> None:
-    """Takes up the checkpoint in the folder of work, where there is one.
+    """Restores the checkpoint in the work folder, if there is one.
 
     Raises:
         ValueError: it belongs to a run with another recipe, seed or number of steps.
@@ -100,7 +100,7 @@ def restore(run: Run, settings: TrainSettings) -> None:
     for name, value in parts["optimizer"].items():
         key, owner = name.split(".", 1)
         parameter = parameters[owner]
-        # The step count stays where the optimizer keeps it: on the device, for the fused form.
+        # The fused optimizer keeps its step count on the device.
         run.optimizer.state[parameter][key] = value.to(parameter.device)
     run.stage, run.step, run.history = progress["stage"], progress["step"], progress["history"]
 

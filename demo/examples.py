@@ -1,4 +1,4 @@
-"""The pictures that the page offers: a few scenes by seed, each with a question and the truth."""
+"""The pictures that the page offers: a few scenes by seed, each with a question and its answer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ExampleScene:
     background: str = "texture"
 
 
-# Seeds begin with 3: neither trained on nor measured. Chosen among those that the bundled model
-# answers right, and the first, which the page shows, because VAR plainly changes its maps; so no
-# evidence of how often that is so. That is in the model card.
+# Seeds begin with 3, so these scenes are neither trained on nor measured. They were chosen among
+# those that the bundled model answers correctly, and the first, which the page shows, because VAR
+# clearly changes its maps. So they are no evidence of how often that happens; the model card is.
 EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
     ExampleScene("four_things", 117, 196, 196, 4, "describe"),
     ExampleScene("wide", 2, 224, 168, 3, "what"),

@@ -1,9 +1,8 @@
 """The parts of the bundled folder that are not weights: tokenizer, chat template, configuration,
 image processor.
 
-Token names, the chat template and the file layout mirror the published Qwen2.5-VL checkpoints, so
-that the bundled folder goes through the very same loading code as they do. Sizes are the only
-difference.
+Token names, the chat template and the file layout are those of the published Qwen2.5-VL
+checkpoints, so the bundled folder is loaded by the same code. Only the sizes differ.
 """
 
 from __future__ import annotations
@@ -57,10 +56,10 @@ _TOKENIZER_SCENES = 1500
 def build_tokenizer() -> Any:
     """Trains the byte-level BPE on the template sentences: each of their words becomes one token.
 
-    Any other text still tokenizes (into bytes, at worst).
+    Any other text can be tokenized as well (into bytes, in the worst case).
 
     Returns:
-        A ``Qwen2Tokenizer``; the same one each time.
+        A ``Qwen2Tokenizer``, always the same.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
@@ -103,8 +102,8 @@ def build_config(tokenizer: Any) -> Any:
     """The architecture: a Qwen2.5-VL of 6 decoder layers, hidden size 256, and a 4-block vision
     tower.
 
-    Rotary positions: at a head size of 32 the published theta and sections would leave almost no
-    usable frequency for the width, so theta is 50 and time, height and width are interleaved
+    Rotary positions: with a head size of 32, the published theta and sections would leave almost no
+    usable frequencies for the width, so theta is 50 and time, height and width are interleaved
     (sections of one).
     """
     from transformers import Qwen2_5_VLConfig
@@ -175,7 +174,7 @@ def preprocessor_settings() -> dict[str, Any]:
 def write_folder(folder: Path, model: Any, tokenizer: Any) -> None:
     """Writes model (bf16), tokenizer, template and processor settings as one loadable folder.
 
-    The weights are written last and by rename, so that a half-written folder never looks complete.
+    The weights are written last and then renamed, so a half-written folder never looks complete.
     """
     import torch
     from safetensors.torch import save_file
@@ -199,7 +198,7 @@ def write_folder(folder: Path, model: Any, tokenizer: Any) -> None:
     )
     write_json(folder / "preprocessor_config.json", preprocessor_settings())
     tokenizer.save_pretrained(folder)
-    # Through state_dict and not save_pretrained: the names then do not depend on the library's
+    # From state_dict instead of save_pretrained, so the names do not depend on the library's
     # version.
     tensors = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
@@ -212,14 +211,14 @@ def write_folder(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON by rename, keys sorted."""
+    """Writes JSON with sorted keys to a temporary name, and renames it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def patches(image: np.ndarray) -> np.ndarray:
-    """What the image processor makes of an image whose sides are multiples of 28, in numpy alone.
+    """The image processor's output for an image whose sides are multiples of 28, with numpy only.
 
     Args:
         image: ``(H, W, 3)`` uint8.
@@ -238,7 +237,7 @@ def patches(image: np.ndarray) -> np.ndarray:
 
 
 def words() -> tuple[str, ...]:
-    """The words that have to be single tokens for the teaching signals to find them (with a leading
+    """The words that must be single tokens, so that the auxiliary losses find them (with a leading
     space)."""
     places = {word for place in PLACES for word in place.split()}
     return tuple(f" {w}" for w in (*SHAPES, *COLOURS, *sorted(places)))

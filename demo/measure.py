@@ -1,10 +1,10 @@
-"""Shows the finished model many scenes at once and records its answers, attention and residual
+"""Runs the finished model on many scenes at once and records its answers, attention and residual
 stream.
 
 Answers are checked by teacher forcing: a greedy answer equals the expected one exactly if each of
 its tokens, the end token included, is the most likely one after the expected tokens before it. So
 one forward pass over packed questions gives the same verdict as generating each answer, at a
-fraction of the cost; a test holds the two against each other.
+fraction of the cost; a test compares the two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHECK_SIZES: tuple[tuple[int, int], ...] = (
     (140, 196),
     (168, 224),
 )
-"""Width and height of the held-out scenes, in turn."""
+"""Widths and heights of the held-out scenes, used one after the other."""
 _ATTENTION = "demo_check"
 _BATCH = 10
 
@@ -42,7 +42,7 @@ the model runs."""
 
 @dataclass(frozen=True)
 class Observed:
-    """What one forward pass over a group of scenes showed.
+    """The result of one forward pass over a group of scenes.
 
     Attributes:
         scenes: The scenes, all of one size.
@@ -50,7 +50,7 @@ class Observed:
         batch: The packed rows.
         rows: Rows of the grid of vision tokens.
         cols: Columns of it.
-        right: ``(B, L)`` bool: this row's most likely next token is the expected one.
+        right: ``(B, L)`` bool: whether this row's most likely next token is the expected one.
         states: Residual stream at the input of each layer, ``(B, L, hidden)`` each.
         attentions: ``(B, H, L, L)`` for each layer.
     """
@@ -87,7 +87,8 @@ class Subject:
 
 
 def load_subject(folder: Path) -> Subject:
-    """Loads the bundled folder (float32, CPU) with an attention function that shows its weights."""
+    """Loads the bundled folder (float32, CPU) with an attention function that returns its
+    weights."""
     from transformers import (
         AttentionInterface,
         AutoTokenizer,
@@ -111,13 +112,13 @@ def held_out_scenes(
     background: str = "any",
     sizes: Sequence[tuple[int, int]] = CHECK_SIZES,
 ) -> list[Scene]:
-    """Scenes that no training run has seen (their seeds begin with another number), widths and
-    heights of ``sizes`` in turn."""
-    made = []
+    """Scenes that no training run has seen (their seeds begin with another number), with the widths
+    and heights of ``sizes`` one after the other."""
+    scenes = []
     for index in range(count):
         width, height = sizes[index % len(sizes)]
         most = 4 if min_objects else 0
-        made.append(
+        scenes.append(
             scene(
                 (2, first_seed + index),
                 width,
@@ -127,20 +128,20 @@ def held_out_scenes(
                 background=background,
             )
         )
-    return made
+    return scenes
 
 
-# For finding and validating sinks: after the blocks that the model card is measured on
-# (`demo.check`), and a block for each seed.
+# Scenes for finding and validating sinks: their numbers come after those that the model card is
+# measured on (`demo.check`), with a block for each seed.
 FIRST_SINK_SCENE, SINK_SCENES = 40_000_000, 10_000
 
 
 def sink_scenes(seed: int, count: int) -> list[tuple[int, Scene]]:
-    """Scenes for finding and validating sinks, each with its number: neither trained on nor
-    measured in the model card, and other ones for each seed.
+    """Scenes for finding and validating sinks, each with its number. They are neither trained on
+    nor measured in the model card, and differ between seeds.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: `count` is out of range.
     """
     if not 1 <= count <= SINK_SCENES:
         raise ValueError(f"count is {count}; allowed: 1 to {SINK_SCENES}.")
@@ -155,7 +156,7 @@ def observe(
 
     Args:
         subject: From ``load_subject``.
-        scenes: Sides have to be multiples of 28.
+        scenes: Their sides must be multiples of 28.
         kinds: Questions to ask about each.
         seed: Of the questions.
     """
@@ -170,10 +171,10 @@ def observe(
 
 
 def observe_changed(subject: Subject, seen: Observed, row_change: RowChange) -> Observed:
-    """The same scenes and questions once more, under an intervention on the attention rows.
+    """The same scenes and questions again, under an intervention on the attention rows.
 
-    It may be made from ``seen.states``: vision tokens come before every row that VAR changes, so
-    their states are the same in both passes.
+    The intervention may be made from ``seen.states``: vision tokens come before every row that VAR
+    changes, so their states are the same in both passes.
     """
     return _forward(subject, seen.scenes, seen.asked, row_change)
 

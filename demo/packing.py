@@ -1,8 +1,8 @@
 """Packs several single-turn questions about one image into one training row.
 
-The questions share the image prefix and do not see each other: a block mask and restarted positions
-make each of them exactly the prompt that the model meets in use, at a fraction of the cost. What
-the vision tower computes is paid once an image instead of once per question.
+The questions share the image prefix and do not see each other: with a block mask and restarted
+positions each of them is exactly the prompt that the model gets in use, at a fraction of the cost.
+The vision tower runs once per image instead of once per question.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class PackedBatch:
 
     Attributes:
         ids: ``(B, L)`` token ids.
-        labels: ``(B, L)``: the token itself where it belongs to an answer, else -100 (not shifted).
-        mask: ``(B, 1, L, L)`` bool: True where query may see key.
+        labels: ``(B, L)``: the token itself if it belongs to an answer, else -100 (not shifted).
+        mask: ``(B, 1, L, L)`` bool: True if the query may see the key.
         positions: ``(3, B, L)``: time, height, width.
         block: ``(B, L)``: 0 for the shared prefix, 1.. for a question, -1 for padding.
         named: ``(B, L)``: at a shape word, the object it names, -1 for none; elsewhere -2.
@@ -117,7 +117,7 @@ class Packer:
         block = table["block"]
         visible = (block[:, None, :] == block[:, :, None]) | (block[:, None, :] == 0)
         visible &= torch.ones(length, length, dtype=torch.bool).tril()[None]
-        visible |= torch.eye(length, dtype=torch.bool)[None]  # padding has to see something
+        visible |= torch.eye(length, dtype=torch.bool)[None]  # a padding row must see something
         return PackedBatch(
             mask=visible[:, None],
             positions=positions.permute(2, 0, 1).contiguous(),
@@ -132,7 +132,7 @@ class Packer:
         shared = len(ids)
         at = [[i] * 3 for i in range(start)]
         at += [[start, start + i // cols, start + i % cols] for i in range(tokens)]
-        resume = start + max(rows, cols)  # text goes on after the largest vision position
+        resume = start + max(rows, cols)  # text continues after the largest vision position
         at += [[resume + i] * 3 for i in range(len(self._suffix))]
         resume += len(self._suffix)
         row: dict[str, list[Any]] = {
@@ -172,8 +172,8 @@ class Packer:
         if question.kind in ("describe", "list"):  # about everything
             return [-1] * (prompt + reply)
         nouns = [i for i, t in enumerate(asked) if t in self._shapes or t in self._plurals]
-        word = begin + (nouns[-1] if nouns else len(asked) - 2)  # the last one is the mark
-        # The row before an answer's first token up to the one before its end token.
+        word = begin + (nouns[-1] if nouns else len(asked) - 2)  # the last is the question mark
+        # From the row before an answer's first token to the row before its end token.
         return [-1] * (prompt - 1) + [word] * (reply - 1) + [-1] * 2
 
     def _mark(self, ids: list[int], objects: tuple[int, ...]) -> list[int]:

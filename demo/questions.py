@@ -1,7 +1,7 @@
-"""What can be asked about a scene, with exact answers.
+"""Questions about a scene, with exact answers.
 
-Every question also says which object each shape word in it names. Training uses that to teach the
-look-up from a name to the thing named, and the check uses it to know where the model should have
+Every question also states which object each of its shape words names. Training uses this to teach
+the step from a name to the named object, and the check to know where the model should have
 looked.
 """
 
@@ -35,7 +35,7 @@ NOTHING = "nothing."
 ABSENT = -1
 """A shape word that names nothing in the scene."""
 AMBIGUOUS = -2
-"""A shape word that several objects answer to."""
+"""A shape word that matches several objects."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Question:
 
 
 def questions(scene: Scene, kinds: Sequence[str] = KINDS, seed: int = 0) -> list[Question]:
-    """Asks one question of each of ``kinds`` (repeats allowed), where the scene allows it.
+    """One question of each of ``kinds`` (repeats allowed), as far as the scene allows it.
 
     Args:
         scene: The scene.
-        kinds: Names out of ``TRAINING_KINDS``; "list" is for training alone.
+        kinds: Names in ``TRAINING_KINDS``; "list" is only for training.
         seed: Which object is asked about, and how.
 
     Returns:
         The questions, at most one for each entry of ``kinds``: "What colour is the star?" cannot be
-        asked where there is no star, or where there are two.
+        asked if there is no star, or if there are two.
 
     Raises:
         ValueError: For an unknown kind.
@@ -136,8 +136,8 @@ def _describe(objects: tuple[SceneObject, ...]) -> Question:
 
 
 def _list(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Question:
-    # Random order: the model cannot know which shape comes next, so it has to look its colour up by
-    # the shape.
+    # Random order: the model cannot know which shape comes next, so it must find the colour by the
+    # shape.
     order = rng.permutation(len(objects)).tolist()
     text = ", ".join(f"a {objects[i].shape} {objects[i].colour}" for i in order) + "."
     names = [(o.shape, o.colour) for o in objects]
@@ -173,7 +173,7 @@ def _exist(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
         colour, shape = thing.colour, thing.shape
     elif (
         objects and rng.random() < 0.8
-    ):  # close misses: right shape and another colour, or the reverse
+    ):  # near misses: the right shape with another colour, or the reverse
         thing = objects[int(rng.integers(len(objects)))]
         colour, shape = thing.colour, thing.shape
         if rng.random() < 0.5:
@@ -185,10 +185,10 @@ def _exist(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
             colours[int(rng.integers(len(colours)))],
             SHAPES[int(rng.integers(len(SHAPES)))],
         )
-    found = [i for i, o in enumerate(objects) if (o.colour, o.shape) == (colour, shape)]
+    matches = [i for i, o in enumerate(objects) if (o.colour, o.shape) == (colour, shape)]
     noun = with_article(f"{colour} {shape}")
-    named = AMBIGUOUS if len(found) > 1 else found[0] if found else ABSENT
-    if not found:
+    named = AMBIGUOUS if len(matches) > 1 else matches[0] if matches else ABSENT
+    if not matches:
         return Question("exist", f"Is there {noun}?", "no.", (named,))
     return Question("exist", f"Is there {noun}?", f"yes, {noun}.", (named,), (named,))
 
@@ -209,7 +209,7 @@ def _where(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
 
 def _count(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Question:
     if rng.random() < 0.2:
-        noun, found = "objects", list(range(len(objects)))
+        noun, matches = "objects", list(range(len(objects)))
     else:
         likely = objects and rng.random() < 0.75
         shape = (
@@ -217,11 +217,11 @@ def _count(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
             if likely
             else SHAPES[int(rng.integers(len(SHAPES)))]
         )
-        noun, found = PLURALS[shape], [i for i, o in enumerate(objects) if o.shape == shape]
-    # The answer counts on its fingers: each place is a step that can be looked at.
-    steps = ", ".join(f"at the {objects[i].place}" for i in found)
-    answer = f"{steps}: {NUMBERS[len(found)]}." if found else f"{NUMBERS[0]}."
-    return Question("count", f"How many {noun} are there?", answer, count=len(found))
+        noun, matches = PLURALS[shape], [i for i, o in enumerate(objects) if o.shape == shape]
+    # The answer lists the places before the number, so that each step can be looked at.
+    steps = ", ".join(f"at the {objects[i].place}" for i in matches)
+    answer = f"{steps}: {NUMBERS[len(matches)]}." if matches else f"{NUMBERS[0]}."
+    return Question("count", f"How many {noun} are there?", answer, count=len(matches))
 
 
 def _left(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Question | None:

@@ -1,9 +1,9 @@
 """The recipe of the bundled model as data: the data of each stage, and what is taught in addition
 to the answers.
 
-Stages are counted in images and not in minutes, so that the same recipe gives the same model on a
-slow machine and on a fast one. Learning rates run linearly from the first to the second figure of
-their stage.
+The length of a stage is a number of images, not of minutes, so the same recipe gives the same model
+on slow and fast machines. In each stage the learning rate changes linearly from its first to its
+second figure.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _SQUARE: tuple[Grid, ...] = ((6, 6),)
 _SEEN: tuple[Grid, ...] = ((6, 6), (6, 6), (6, 6), (6, 6), (5, 7), (7, 5), (8, 8), (10, 10))
 _SMALL: tuple[Grid, ...] = ((6, 6), (6, 6), (6, 6), (5, 7), (7, 5), (5, 6), (7, 7))
 _GROWN: tuple[Grid, ...] = (*_SEEN, (7, 7), (9, 9))
-# Large ones from the start: shown late alone, they stay behind.
+# Large grids from the start: if they are introduced late, they remain worse.
 _RELATED: tuple[Grid, ...] = (*_SMALL, (7, 7), (8, 8), (10, 10))
-# Up to 100 tokens, which is what the folder's processor makes of the largest photo.
+# Up to 100 tokens, the most that the folder's processor makes of a photo.
 _MIXED: tuple[Grid, ...] = (
     *((6, 6), (6, 6), (5, 7), (7, 5), (7, 7), (7, 7), (6, 8), (8, 6), (5, 5)),
     *((8, 8), (9, 9), (10, 10), (10, 10), (7, 13), (13, 7)),
@@ -44,43 +44,45 @@ TAU = 6.0
 class SinkTeaching:
     """How attention sinks are encouraged (they do not emerge by themselves at this size).
 
-    In each image the model's own choice of ``tokens`` vision tokens is made larger on ``dims``:
-    those with the highest phi there, among the background tokens on the side of the image opposite
-    to its objects (so that their places vary, and are never on an object). All other tokens are
-    kept small on these dimensions, and every head of ``layers`` is asked to spend ``share`` of its
+    In each image, ``tokens`` vision tokens of the model's own choice are made larger on ``dims``:
+    those with the highest phi there among the background tokens on the side of the image opposite
+    to its objects (so their places vary and are never on an object). All other tokens are kept
+    small on these dimensions, and every head of ``layers`` is required to put ``share`` of its
     image attention on the sinks.
 
     Attributes:
         dims: Dimensions of the residual stream.
         tokens: Sinks in an image.
-        high: Least phi of a sink, as a fraction of the largest possible, sqrt(hidden size).
-        low: Greatest phi of any other token, as the same fraction.
-        share: Least share of a head's image attention.
-        share_limit: Greatest share of it: the rest has to stay on what the answer is about.
-        every_row: Ask it of each row that predicts a token of an answer; else of their mean, and a
-            head may leave the sinks alone where it names an object. ``share_limit`` then holds for
-            all large tokens of a row, and ``excess``, ``image`` and ``stray`` count.
-        layers: Where attention to the sinks is asked for. (They exist from layer 1's input on.)
-        excess: Weight of a share above ``share_limit``, against one below ``share``.
-        image: Least image attention of a row.
-        stray: Greatest share of the image attention on any other token of the background: attention
-            that is not on sinks should not collect on other tokens.
-        lead: By how much the phi of a background token elsewhere has to be greater to be chosen all
-            the same. Endless teaches varying places; a few units then let a choice be.
-        surplus: Weight of what keeps sinks few: each further token that is large on ``dims`` then
-            costs as much as a missing sink, and the attention on all large ones is limited.
-        quiet: Greatest share in the layers from 1 on that ``layers`` does not name; 1 asks nothing.
-        lead_in_map: The sinks' largest patch over the named object's in the mean map over all
-            layers and heads, at rows that name an object they look for: least and greatest as the
-            model runs by itself, and greatest under ``relieved``. None asks nothing.
-        others_in_map: Greatest value of any other patch over the object's largest.
+        high: Smallest phi of a sink, as a fraction of the largest possible, sqrt(hidden size).
+        low: Largest phi of any other token, as the same fraction.
+        share: Smallest share of a head's image attention.
+        share_limit: Largest share of it: the rest must stay on what the answer is about.
+        every_row: Require it of each row that predicts a token of an answer; else of their mean, so
+            a head may ignore the sinks in a row that names an object. If set, ``share_limit`` holds
+            for all large tokens of a row, and ``excess``, ``image`` and ``stray`` are used.
+        layers: Layers in which attention to the sinks is required. (Sinks exist from layer 1's
+            input on.)
+        excess: Weight of a share above ``share_limit``, relative to one below ``share``.
+        image: Smallest image attention of a row.
+        stray: Largest share of the image attention on any other background token: attention that is
+            not on sinks should not concentrate on other tokens.
+        lead: A background token on another side is chosen if its phi is larger by this much.
+            Infinity teaches varying places; later, a few units let the model keep its choice.
+        surplus: Weight of the terms that limit the number of sinks: each further token that is
+            large on ``dims`` then costs as much as a missing sink, and the attention on all large
+            tokens is limited.
+        quiet: Largest share in the layers from 1 on that are not in ``layers``; 1: no limit.
+        lead_in_map: Ratio of the sinks' largest patch to the named object's in the mean map over
+            all layers and heads, at rows that name an object which they must find: smallest and
+            largest for the plain model, and largest under ``relieved``. None: no requirement.
+        others_in_map: Largest ratio of any other patch to the object's largest.
         map_weight: Weight of these two.
-        spares_object: Where the sinks' patch is too low, it alone is raised; else the object's may
+        spares_object: If the sinks' patch is too small, only raise it; else the object's patch may
             be lowered as well, and with it what the answer is read from.
-        spares_last: The same for the object's patch in the last layer alone.
+        spares_last: The same, but for the object's patch in the last layer only.
         relieved: Share of the batches that run with attention taken from the sinks, as VAR does.
-        relieved_keep: What then stays on them.
-        weight: Weight of the whole in the loss.
+        relieved_keep: Part of the attention that then stays on them.
+        weight: Weight of the whole term in the loss.
     """
 
     dims: tuple[int, ...] = (17, 101)
@@ -115,17 +117,17 @@ class Stage:
         name: For the log.
         images: How many scenes are drawn.
         grids: Sizes, drawn with equal probability for each batch.
-        max_objects: Objects in a scene.
-        kinds: Questions to draw from for each scene; none: the vision tower alone.
-        asked: How many are drawn (those that a scene does not allow fall away).
+        max_objects: Largest number of objects in a scene.
+        kinds: Questions to draw from for each scene; none: only the vision tower is trained.
+        asked: How many are drawn (those that a scene does not allow are dropped).
         empty: Share of the batches' scenes without an object.
         repeat: Share of the scenes that may hold two objects of one shape (``demo.scenes``).
-        rate: Learning rate at the begin and at the end.
+        rate: Learning rate at the start and at the end.
         vision_rate: Factor on the learning rate of the vision tower.
-        hints: Weight of the auxiliary heads that teach look-ups.
-        reading: Weight of the hint that shows two heads where to read.
+        hints: Weight of the auxiliary heads (`demo.teaching`).
+        reading: Weight of the loss that teaches heads where to attend.
         sinks: How sinks are encouraged, if they are.
-        batch: Images a step.
+        batch: Images per step.
     """
 
     name: str
@@ -192,7 +194,7 @@ _LEAST_REACHED = (
 _LEFT_OVER = (*_LEAST_REACHED, *("left", "left", "describe", "describe", "what", "what"))
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
-# That cost of each surplus one keeps all of them small, while none stands out.
+# With the full cost per surplus token, all tokens stay small until some stand out.
 _EMERGING = replace(_COMING, surplus=0.03)
 # In the layers that VAR changes, and below the share from which it leaves a head alone.
 _SHARED = SinkTeaching(
@@ -211,18 +213,18 @@ _SHARED = SinkTeaching(
     relieved=0.5,
 )
 _SPARING = replace(_SHARED, spares_object=True)
-# The object's patch grows with the answers; the share that VAR accepts is used up to meet it.
+# The object's patch grows as answers improve, so the sinks get nearly the share that VAR accepts.
 _MORE_SHARED = replace(_SPARING, share=0.38, share_limit=0.46)
-# Left free, layer 1 turned to the object, which then stood above every sink.
+# Without this, layer 1 attended to the object, whose patch was then larger than every sink's.
 _WEIGHED = replace(
     _MORE_SHARED, spares_object=False, spares_last=True, surplus=0.3, lead_in_map=(1.2, 1.5, 0.85)
 )
-# In a fifth of the images no token stood out, for its cost where it is not the one chosen.
+# In a fifth of the images no token stood out, because of the cost of large tokens not chosen.
 _LAST_SINKS = replace(_WEIGHED, surplus=0.15, map_weight=1.5)
 _FEWER = replace(_COMING, surplus=0.12)
 _FIRST_SHARED = replace(_SHARED, surplus=0.3)
 
-# The stages with sinks: answers first, hints and reading fading out.
+# The stages with sinks: less weight on the auxiliary losses.
 _late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
 _seeing = partial(_late, grids=_MIXED, kinds=_MOST, repeat=0.6, vision_rate=0.6, hints=0.75)
 _ending = partial(_late, grids=_LAST_GRIDS, repeat=0.6, hints=0.5, sinks=_LAST_SINKS)
@@ -242,7 +244,7 @@ STAGES: tuple[Stage, ...] = (
     _late("emerge", 1_200, _MIXED, kinds=_LAST, rate=(8e-4, 8e-4), repeat=0.6, sinks=_EMERGING),
     _late("fewer", 1_600, _MIXED, kinds=_LAST, rate=(8e-4, 7e-4), repeat=0.6, sinks=_FEWER),
     _late("share", 4_000, _MIXED, kinds=_LAST, rate=(7e-4, 4e-4), repeat=0.6, sinks=_FIRST_SHARED),
-    # Small objects' shapes had become harder to see: the vision tower gets more of the rate.
+    # Shapes of small objects had become harder to see: a higher rate for the vision tower.
     _seeing("settle", 3_000, rate=(4e-4, 3.0625e-4), sinks=_SPARING),
     _seeing("weigh", 2_000, rate=(3.2e-4, 2.52e-4), sinks=_MORE_SHARED),
     _seeing("balance", 3_000, rate=(2.8e-4, 1.5e-4), sinks=_WEIGHED),

@@ -1,12 +1,12 @@
 """Seeded scenes with exact ground truth: textured backgrounds and up to nine coloured shapes.
 
-A scene is a function of its seed and settings alone, so that a training run, a test and a figure in
-the documentation can name the very same picture. The file draws; what can be asked about a scene is
-in ``demo.questions``.
+A scene depends only on its seed and settings, so a training run, a test and a figure in the
+documentation can refer to the same picture. This file draws; questions about a scene are in
+``demo.questions``.
 
-Objects stand in the cells of a 3 x 3 layout with jitter, so that "top left" is never a matter of
-taste. Background colours are kept less saturated than the six object colours, and scenes without
-objects may have a livelier, photo-like background, which teaches the model to say "nothing".
+Objects are in the cells of a 3 x 3 layout with jitter, so "top left" is always unambiguous.
+Background colours are less saturated than the six object colours. Scenes without objects may have a
+more colourful, photo-like background, which teaches the model to say "nothing".
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SceneObject:
     Attributes:
         shape: One of ``SHAPES``.
         colour: One of ``COLOURS``.
-        place: One of ``PLACES``: the cell of the 3 x 3 layout that it stands in.
+        place: One of ``PLACES``: its cell of the 3 x 3 layout.
         size: Side of its square bounding box, in pixels.
         box: ``(x0, y0, x1, y1)`` in pixels, x1 and y1 exclusive.
     """
@@ -70,13 +70,13 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and the truth about it.
+    """A picture and what is in it.
 
     Attributes:
         image: ``(H, W, 3)`` uint8.
         objects: In reading order of their places (row-major).
-        owner: ``(H, W)`` uint8: 0 for background, ``i + 1`` where object ``i`` covers the pixel.
-        seed: What it was drawn from.
+        owner: ``(H, W)`` uint8: 0 for background, ``i + 1`` if object ``i`` covers the pixel.
+        seed: The seed that it was drawn from.
     """
 
     image: NDArray[np.uint8]
@@ -108,9 +108,9 @@ def scene(
         height: Pixels, 84 to 1120.
         min_objects: 0 to 9.
         max_objects: ``min_objects`` to 9; the number is uniform between the two.
-        repeat: Probability, 0 to 1, that shapes are drawn with replacement (so that a scene can
-            hold two stars).
-        background: "texture" (grey, tinted), "photo" (livelier), or "any".
+        repeat: Probability, 0 to 1, that shapes are drawn with replacement (so a scene can have two
+            stars).
+        background: "texture" (grey, tinted), "photo" (more colourful), or "any".
 
     Returns:
         The scene, objects in reading order.
@@ -160,7 +160,7 @@ def _shape_names(rng: np.random.Generator, count: int, repeat: float) -> list[st
         return [SHAPES[i] for i in rng.permutation(len(SHAPES))[:count]]
     names = [SHAPES[i] for i in rng.integers(len(SHAPES), size=count)]
     if count > 1 and rng.random() < 0.6:
-        # Chance alone makes repeats rare, and counting needs them.
+        # By chance alone repeats are rare, and counting needs them.
         names[int(rng.integers(count))] = names[int(rng.integers(count))]
     return names
 
@@ -179,7 +179,7 @@ def _place_object(
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
     size = int(min(cell_w, cell_h) * rng.uniform(0.62, 0.98))
     slack_x, slack_y = max(0.0, (cell_w - size) / 2 + 1), max(0.0, (cell_h - size) / 2 + 1)
-    # A jitter in long cells must not carry the object so far that its place becomes debatable.
+    # In long cells the jitter must not move the object so far that its place becomes ambiguous.
     slack_x, slack_y = min(slack_x, 0.3 * cell_w), min(slack_y, 0.3 * cell_h)
     centre_x = (cell % 3 + 0.5) * cell_w + rng.uniform(-1, 1) * slack_x
     centre_y = (cell // 3 + 0.5) * cell_h + rng.uniform(-1, 1) * slack_y

@@ -1,9 +1,9 @@
-"""Makes one model faster to train, on any device, without changing what it computes.
+"""Makes the training of one model faster, on any device, without changing what it computes.
 
 The library's forward methods are written for inference on large GPUs; at this size a training step
-spends half of its time in three of them. This overrides them on the modules of ONE model instance,
-inside a ``with`` block; the classes are never touched, and leaving the block restores the instance.
-Equality to rounding is tested.
+spends half of its time in three of them. This replaces them on the modules of ONE model instance,
+inside a ``with`` block. The classes are not changed, and leaving the block restores the instance.
+A test checks that results are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ ATTENTION_NAME = "demo_training"
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where this device computes it, float32 where it only emulates it.
+    """bfloat16 if this device computes it, float32 if it only emulates it.
 
-    On a CPU with AVX2 alone a product in bfloat16 took 57 times as long as in float32. No public
-    call of torch tells, so two small products are timed; the limit of 3 is far from both cases, so
-    that a run which is resumed decides as before.
+    On a CPU with only AVX2 a product in bfloat16 took 57 times as long as in float32. torch has no
+    public function for this, so two small products are timed. The limit of 3 is far from both
+    cases, so a resumed run makes the same decision.
     """
     if device.type != "cpu":
         return torch.bfloat16
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         values = torch.ones(256, 256, dtype=dtype)
-        values @ values  # the first one sets up the library
+        values @ values  # the first product initialises the library
         times = []
         for _ in range(3):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             values @ values
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     emulated = seconds[torch.bfloat16] > 3 * seconds[torch.float32]
     return torch.float32 if emulated else torch.bfloat16
@@ -45,9 +45,9 @@ def training_dtype(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def faster_training(model: Any) -> Iterator[None]:
-    """Overrides patch embedding, RMS norms and both attentions of ``model`` for the duration.
+    """Replaces patch embedding, RMS norms and both attentions of ``model`` inside the block.
 
-    The text layers then take an additive mask and give their attention weights as well.
+    The text layers then take an additive mask and also return their attention weights.
 
     Args:
         model: A ``Qwen2_5_VLForConditionalGeneration``.
@@ -89,10 +89,10 @@ def masked_attention(
     row_change: Callable[[int, Tensor], Tensor] | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention with grouped heads, by plain matrix products in the dtype of its inputs.
+    """Softmax attention with grouped heads, as plain matrix products in the dtype of its inputs.
 
-    On a CPU the backward pass of the fused kernel with a mask takes several times as long at these
-    lengths.
+    On a CPU, at these lengths, the backward pass of the fused kernel with a mask takes several
+    times as long.
 
     Args:
         module: The attention module (its ``layer_idx`` is for ``row_change``).

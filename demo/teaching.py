@@ -1,10 +1,10 @@
-"""What is known about a scene, and the losses of the look-up hints. Pure tensor functions.
+"""The ground truth of a scene, and the auxiliary losses. Pure tensor functions.
 
-The hints are read by throw-away linear heads which are not part of the model. They teach (1) shape
-and colour of each vision token, (2) its place in the picture, (3) colour and place of the thing
-that a shape word names, at the word itself, (4) how many there are, at the counted noun. Without
-(3), the look-up from a name to its place is a plateau that tens of thousands of images do not
-leave.
+The auxiliary losses ("hints") use linear heads that are not part of the model. They teach (1) shape
+and colour of each vision token, (2) its place in the picture, (3) colour and place of the object
+that a shape word names, at the word itself, (4) the number of objects, at the counted noun. Without
+(3), the model does not learn to find the place of a named object, even with tens of thousands of
+images.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class SceneTargets:
     """What is known about each vision token and object of a batch.
 
     Attributes:
-        shape: ``(B, V)``: 0 background, 1.. shape, -100 for a token with little of an object in it.
+        shape: ``(B, V)``: 0 background, 1.. shape, -100 for a token with a small part of an object.
         colour: ``(B, V)``: the same for colour.
         place: ``(V,)``: the cell of the 3 x 3 layout.
         object_colour: ``(B, N)``: colour of each object, padded with -100.
         object_place: ``(B, N)``: place of each object, padded with -100.
-        touched: ``(B, V)`` bool: any part of an object's box reaches the token.
-        covered: ``(B, N, V)``: 1 where an object covers a fifth of the token or more, else 0.
-        inside: ``(B, N, V)`` bool: the token's centre lies in the object's box.
+        touched: ``(B, V)`` bool: whether any part of an object's box is in the token.
+        covered: ``(B, N, V)``: 1 if the object covers more than a fifth of the token, else 0.
+        inside: ``(B, N, V)`` bool: whether the token's centre is in the object's box.
         away: ``(B, V)`` bool: background on the side opposite to the objects.
     """
 
@@ -57,7 +57,7 @@ class SceneTargets:
 
 
 def hint_heads(hidden: int) -> nn.ModuleDict:
-    """The throw-away heads."""
+    """The auxiliary heads; they are discarded after training."""
     return nn.ModuleDict(
         {
             "seen": nn.Linear(hidden, len(SHAPES) + len(COLOURS) + 2),
@@ -69,7 +69,7 @@ def hint_heads(hidden: int) -> nn.ModuleDict:
 
 
 def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets:
-    """Reads the targets off the scenes; ``rows`` x ``cols`` is the grid of vision tokens."""
+    """The targets of the scenes; ``rows`` x ``cols`` is the grid of vision tokens."""
     per_scene = [_one_scene(s, rows, cols) for s in scenes]
     most = max(1, max(len(s.objects) for s in scenes))
     colours = np.full((len(scenes), most), IGNORE)
@@ -121,7 +121,7 @@ def _one_scene(
         best, most = cover.argmax(0), cover.max(0)
         names = np.array([1 + SHAPES.index(o.shape) for o in scene.objects])
         shades = np.array([1 + list(COLOURS).index(o.colour) for o in scene.objects])
-        # A token with a mere corner of an object is neither that object nor background.
+        # A token with only a corner of an object is neither that object nor background.
         shape = np.where(most > 0.2, names[best], np.where(most > 0.04, IGNORE, 0))
         colour = np.where(most > 0.2, shades[best], np.where(most > 0.04, IGNORE, 0))
         for o in scene.objects:
@@ -140,7 +140,8 @@ def _cover(scene: Scene, rows: int, cols: int) -> np.ndarray:
 
 
 def _opposite_side(scene: Scene, rows: int, cols: int, touched: np.ndarray) -> np.ndarray:
-    """Background tokens in the 40 % farthest opposite to the objects; all if there are none."""
+    """The 40 % of the background tokens farthest from the objects, on the opposite side; all tokens
+    if there are none."""
     free = ~touched
     if not scene.objects or not free.any():
         return free if free.any() else np.ones_like(free)
@@ -156,7 +157,7 @@ def _opposite_side(scene: Scene, rows: int, cols: int, touched: np.ndarray) -> n
 
 
 def seen_loss(heads: nn.ModuleDict, features: Tensor, targets: SceneTargets) -> Tensor:
-    """Cross entropy of shape and colour, read off the vision features ``(B, V, hidden)``."""
+    """Cross entropy of shape and colour, predicted from vision features ``(B, V, hidden)``."""
     scores = heads["seen"](features.float()).flatten(0, 1)
     split = len(SHAPES) + 1
     return _entropy(scores[:, :split], targets.shape) + _entropy(scores[:, split:], targets.colour)
@@ -190,12 +191,11 @@ def hint_loss(
 
 
 def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets) -> Tensor:
-    """Shows two heads where to read: the way to an answer through attention alone is a long
-    plateau.
+    """Teaches three heads where to attend; without it, training stays on a plateau for long.
 
-    The last head of layers 3 and 4 is asked to look, from each row that predicts an answer, at the
-    word that the question is about. The first head of layer 3 is asked to look at an object from
-    the rows that predict its shape.
+    The last heads of layers 3 and 4 are taught to attend, from each row that predicts an answer, to
+    the word that the question is about. The first head of layer 3 is taught to attend to an object
+    from the rows that predict its shape.
 
     Args:
         attentions: ``(B, H, L, L)`` for each layer.
@@ -203,7 +203,7 @@ def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: Scen
         targets: What is known about its scenes.
 
     Returns:
-        The mean negative log of the attention that is where it should be.
+        The mean negative log of the attention at these targets.
     """
     loss = attentions[0].new_zeros((), dtype=torch.float32)
     image, row = (batch.focus >= 0).nonzero(as_tuple=True)

@@ -1,9 +1,9 @@
-"""Trains the bundled model from nothing: ``sinkscope demo train``.
+"""Trains the bundled model from scratch: ``sinkscope demo train``.
 
-The story: build tokenizer and model, walk through the stages of ``demo.recipe``, write a checkpoint
-every few hundred steps, and write the loadable folder at the end of each stage. Scenes are drawn
-from (seed, stage, step), no random state is carried along, so a run that was interrupted and
-resumed does what an uninterrupted one does.
+It builds tokenizer and model, runs the stages of ``demo.recipe``, writes a checkpoint every few
+hundred steps, and writes the loadable folder at the end of each stage. Scenes are drawn from (seed,
+stage, step) and no random state is carried over, so an interrupted and resumed run gives the same
+result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
 from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage
 from sinkscope.demo.scenes import Scene, scene
-from sinkscope.demo.sinking import relieving, sink_loss
+from sinkscope.demo.sink_training import relieving, sink_loss
 from sinkscope.demo.speed import faster_training, training_dtype
 from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
 
@@ -45,8 +45,8 @@ class TrainSettings:
         seed: Of weights and scenes.
         device: "auto", "cpu" or "cuda".
         stages: The recipe.
-        steps: At most so many steps in all, shared evenly by the stages (for tests and quick
-            looks); None: whole stages.
+        steps: Largest total number of steps, divided evenly between the stages (for tests and short
+            trials); None: whole stages.
         save_every: Steps between checkpoints.
     """
 
@@ -62,7 +62,7 @@ class TrainSettings:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}: allowed is auto, cpu, cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda': this machine offers no CUDA device to PyTorch")
+            raise ValueError("device is 'cuda': PyTorch finds no CUDA device on this machine")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}: it has to be 1 or more")
         if self.save_every < 1:
@@ -74,13 +74,13 @@ class TrainSettings:
         """Steps of ``stage`` in this run."""
         if self.steps is None:
             return stage.steps
-        each, more = divmod(self.steps, len(self.stages))
-        return min(stage.steps, each + (self.stages.index(stage) < more))
+        per_stage, more = divmod(self.steps, len(self.stages))
+        return min(stage.steps, per_stage + (self.stages.index(stage) < more))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step's report: where the run is and what it measured."""
+    """The report of one step: the position in the run, and its figures."""
 
     stage: str
     step: int
@@ -91,8 +91,8 @@ class Progress:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises a ``ValueError`` that names ``folder`` where nothing can be written or the disk is
-    (nearly) full."""
+    """Raises a ``ValueError`` that names ``folder`` if it cannot be written or the disk is (nearly)
+    full."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
@@ -114,8 +114,8 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
         A report for each step.
 
     Raises:
-        ValueError: Where a folder cannot be written, or holds a checkpoint of a different recipe,
-            seed or number of steps.
+        ValueError: If a folder cannot be written, or has a checkpoint of a different recipe, seed
+            or number of steps.
     """
     check_writable(settings.work)
     check_writable(settings.output)
@@ -130,7 +130,7 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
     restore(run, settings)
     packer, dtype = Packer(tokenizer), training_dtype(device)
     total = sum(settings.stage_steps(s) for s in settings.stages)
-    if run.stage == len(settings.stages):  # finished before; the folder may be another one now
+    if run.stage == len(settings.stages):  # finished earlier; the output folder may be new
         _write_model(run, settings, tokenizer)
     with faster_training(run.model):
         while run.stage < len(settings.stages):
@@ -149,7 +149,7 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
                 )
                 if run.step % settings.save_every == 0:
                     save(run, settings)
-            # Before the checkpoint: interrupted between the two, the stage's last steps are redone.
+            # Before the checkpoint: interrupted between the two, a run repeats the last steps.
             _write_model(run, settings, tokenizer)
             run.stage, run.step = run.stage + 1, 0
             save(run, settings)
@@ -186,7 +186,7 @@ def _new_run(tokenizer: Any, device: torch.device) -> Run:
 
 def _rate(stage: Stage, step: int, steps: int) -> float:
     start, end = stage.rate
-    # Each stage begins on new ground for the optimizer's moments, so each warms up.
+    # Each stage changes the data, so the optimizer's moments need a new warm-up.
     return (start + (end - start) * step / steps) * min(1.0, (step + 1) / _WARM_UP)
 
 
@@ -215,7 +215,7 @@ def _step(
                 for s in scenes
             ]
             batch = packer.pack(asked, rows, cols).to(device)
-            # No number is drawn where nothing depends on it: stages without it stay what they are.
+            # Drawn only if it is used, so that stages without it keep their random numbers.
             relieved = stage.sinks is not None and 0 < stage.sinks.relieved > rng.random()
             loss, figures = _answer_losses(run, stage, batch, targets, pixels, grid, relieved)
         else:
@@ -237,7 +237,7 @@ def _draw(
         empty = rng.random() < stage.empty
         scenes.append(
             scene(
-                # The first number keeps training scenes apart from those of the check.
+                # The first number separates training scenes from those of the check.
                 (1, seed, *at, index),
                 cols * CELL,
                 rows * CELL,
@@ -260,10 +260,10 @@ def _vision_losses(
     with torch.no_grad():
         scores = run.heads["seen"](features)
         split = targets.shape.shape[-1] and scores.shape[-1] // 2
-        there = targets.shape > 0
-        shape = (scores[..., :split].argmax(-1) == targets.shape)[there].float().mean()
-        colour = (scores[..., split:].argmax(-1) == targets.colour)[there].float().mean()
-    # The text layers expect features of unit size, as token embeddings grow to.
+        has_object = targets.shape > 0
+        shape = (scores[..., :split].argmax(-1) == targets.shape)[has_object].float().mean()
+        colour = (scores[..., split:].argmax(-1) == targets.colour)[has_object].float().mean()
+    # The text layers expect features of unit size, which token embeddings reach in training.
     loss = loss + 1e-4 * (features.pow(2).mean() - 1).pow(2)
     return loss, {"loss": float(loss.detach()), "shape": float(shape), "colour": float(colour)}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.encoders import encoder
 from sinkscope.drawing.frames import Frames, panel_width
-from sinkscope.drawing.made import made_line
 from sinkscope.drawing.overlay import refuse
 from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.run_summary import summary_line
 from sinkscope.drawing.view import View
-from sinkscope.drawing.view_figure import check_own, sides_of
+from sinkscope.drawing.view_figure import check_second_tokens, sides_of
 
 WIDTHS = (320, 1920)
 MOST_FRAMES = 2000
@@ -30,9 +30,9 @@ def animate(
     window: int = 1,
     seconds: float = 0.4,
     width: int | None = None,
-    own: tuple[int, int] | None = None,
+    second_tokens: tuple[int, int] | None = None,
     idle: bool = False,
-    made: str = "",
+    summary: str = "",
     on_frame: Callable[[int, int], object] | None = None,
 ) -> None:
     """Write a GIF or an MP4 in which the map moves from token to token.
@@ -48,10 +48,10 @@ def animate(
         window: each frame shows the mean over this many tokens; the window moves by one token.
         seconds: display time of a frame.
         width: of a frame in pixels; by default 400 for each panel and 160.
-        own: first and last token of the second side, where it goes over others than the first. The
-            side with fewer of them stays at its last ones.
+        second_tokens: first and last token of the second side, where it goes over others than the
+            first. The side with fewer of them stays at its last ones.
         idle: the second side's intervention changed nothing.
-        made: a line on how the runs were made; by default from the traces.
+        summary: a line on how the runs were made; by default from the traces.
         on_frame: called with the number of frames that are done, and of all.
 
     Raises:
@@ -60,7 +60,7 @@ def animate(
     """
     steps = animation_steps(
         traces, path, view, first=first, last=last, window=window, seconds=seconds, width=width,
-        own=own, idle=idle, made=made,
+        second_tokens=second_tokens, idle=idle, summary=summary,
     )  # fmt: skip
     for done, count in steps:
         if on_frame is not None:
@@ -77,9 +77,9 @@ def animation_steps(
     window: int = 1,
     seconds: float = 0.4,
     width: int | None = None,
-    own: tuple[int, int] | None = None,
+    second_tokens: tuple[int, int] | None = None,
     idle: bool = False,
-    made: str = "",
+    summary: str = "",
 ) -> Generator[tuple[int, int], None, None]:
     """`animate` in steps: gives (frames done, all frames) after each frame.
 
@@ -94,11 +94,11 @@ def animation_steps(
     last = longest - 1 if last is None else last
     if not 0 <= first <= last < longest:
         raise refuse("tokens", f"{first} to {last}", f"0 to {longest - 1}, rising")
-    if own is not None:
-        check_own(sides, own)
-        if own[0] > own[1]:
-            raise refuse("own", f"{own[0]} to {own[1]}", "rising")
-    spans = [(first, last)] if own is None else [(first, last), own]
+    if second_tokens is not None:
+        check_second_tokens(sides, second_tokens)
+        if second_tokens[0] > second_tokens[1]:
+            raise refuse("second_tokens", f"{second_tokens[0]} to {second_tokens[1]}", "rising")
+    spans = [(first, last)] if second_tokens is None else [(first, last), second_tokens]
     most = max(b - a + 1 for a, b in spans)
     if not 1 <= window <= most:
         raise refuse("window", window, f"1 to {most}, the number of tokens")
@@ -115,8 +115,8 @@ def animation_steps(
     if not WIDTHS[0] <= width <= WIDTHS[1]:
         raise refuse("width", width, f"{WIDTHS[0]} to {WIDTHS[1]} pixels")
     width -= width % 2  # video needs even sizes
-    made = made or made_line({side.label: side.trace for side in sides})
-    frames = Frames(Painter(sides, view, panel_width(width, panels), idle=idle), width, made)
+    summary = summary or summary_line({side.label: side.trace for side in sides})
+    frames = Frames(Painter(sides, view, panel_width(width, panels), idle=idle), width, summary)
     if frames.height > 2 * WIDTHS[1]:
         raise ValueError(
             f"A frame would be {frames.width} × {frames.height} pixels, because the image is very "

@@ -24,7 +24,7 @@ from sinkscope.drawing.overlay import (
     scale_of,
 )
 from sinkscope.drawing.printing import print_figure
-from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
+from sinkscope.drawing.text import fonts, missing_note, printable, set_fonts, visible
 from sinkscope.utils import write_atomically
 
 SHEET_LIMIT = 96  # more pictures on one sheet would be too small to read
@@ -162,4 +162,4 @@ def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
     lines = [*lines, *missing_note(*above, *lines)]
     parts = [part for line in lines for part in textwrap.wrap(printable(line), characters)[:4]]
     drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)
-    settle(drawn)
+    set_fonts(drawn)

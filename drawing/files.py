@@ -36,8 +36,9 @@ class Drawing:
             animation all from `first` on. A figure shows their mean.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
         idle: the second side's intervention changed nothing.
-        made: for an animation, how the runs were made (`drawing.made`); empty: from the traces.
-        own: first and last token of the second side, where it shows others.
+        summary: for an animation, how the runs were made (`drawing.run_summary`); empty: from the
+            traces.
+        second_tokens: first and last token of the second side, where it shows others.
     """
 
     view: View = field(default_factory=View)
@@ -47,8 +48,8 @@ class Drawing:
     seconds: float = 0.4
     width: int | None = None
     idle: bool = False
-    made: str = ""
-    own: tuple[int, int] | None = None
+    summary: str = ""
+    second_tokens: tuple[int, int] | None = None
 
     def values(self) -> dict[str, Any]:
         """The same as JSON values: of its view's method only the name."""
@@ -60,12 +61,14 @@ class Drawing:
     @staticmethod
     def of(values: Mapping[str, Any]) -> Drawing:
         """The drawing of `values`, also after JSON."""
-        said = values["view"].items()
-        view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
+        entries = values["view"].items()
+        view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries}
         if view.get("picked") is not None:
             view["picked"] = PickedHeads(**view["picked"])
-        own = None if values.get("own") is None else tuple(values["own"])
-        return Drawing(**{**values, "own": own, "view": View(**view)})
+        second_tokens = (
+            None if values.get("second_tokens") is None else tuple(values["second_tokens"])
+        )
+        return Drawing(**{**values, "second_tokens": second_tokens, "view": View(**view)})
 
 
 def draw(
@@ -94,12 +97,23 @@ def draw(
         tokens = range(drawing.first, last + 1)
         if len(tokens) > MOST_TOKENS:
             raise ValueError(f"last is {drawing.last}; allowed: an index of a token.")
-        own = None if drawing.own is None else range(drawing.own[0], drawing.own[1] + 1)
-        if own is not None and len(own) > MOST_TOKENS:
-            raise ValueError(f"own is {drawing.own}; allowed: indices of tokens.")
-        save(view_figure(sides, tokens, drawing.view, own=own, idle=drawing.idle), path)
+        second_tokens = (
+            None
+            if drawing.second_tokens is None
+            else range(drawing.second_tokens[0], drawing.second_tokens[1] + 1)
+        )
+        if second_tokens is not None and len(second_tokens) > MOST_TOKENS:
+            raise ValueError(
+                f"second_tokens is {drawing.second_tokens}; allowed: indices of tokens."
+            )
+        save(
+            view_figure(
+                sides, tokens, drawing.view, second_tokens=second_tokens, idle=drawing.idle
+            ),
+            path,
+        )
         return
-    names = ("first", "last", "own", "window", "seconds", "width", "idle", "made")
+    names = ("first", "last", "second_tokens", "window", "seconds", "width", "idle", "summary")
     options = {name: getattr(drawing, name) for name in names}
     with closing(animation_steps(sides, path, drawing.view, **options)) as steps:
         for done, count in steps:
@@ -109,7 +123,7 @@ def draw(
                 raise Stopped(done, count, "frames")
 
 
-class Draw(Protocol):
+class DrawFile(Protocol):
     """The interface of `draw`: makes a file from runs."""
 
     def __call__(

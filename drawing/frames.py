@@ -36,12 +36,12 @@ class _Chip:
 class Frames:
     """Makes the frames of one animation: `frame(tokens)` is uint8 (height, width, 3)."""
 
-    def __init__(self, painter: Painter, width: int, made: str = "") -> None:
+    def __init__(self, painter: Painter, width: int, summary: str = "") -> None:
         """
         Args:
             painter: of panels as wide as `panel_width` says for this width.
             width: of a frame, even.
-            made: how the answers were made (`drawing.made`).
+            summary: how the answers were made (`drawing.run_summary`).
         """
         self.width, self._painter = width, painter
         self._panel = panel_width(width, len(painter.heights))
@@ -63,33 +63,39 @@ class Frames:
         self._foot = y + gap // 2
         self._wrapped = 1 if width > 900 else 2  # lines of a panel's legend
         notes = 1 + self._wrapped * (2 if painter.view.difference else 1)
-        said = [t.text for side in painter.sides for t in side.rows.tokens]
-        self._note = missing_note(*said, *(side.trace.prompt for side in painter.sides))
+        texts = [t.text for side in painter.sides for t in side.rows.tokens]
+        self._note = missing_note(*texts, *(side.trace.prompt for side in painter.sides))
         room = width - 2 * gap
-        self._made = _wrap(made, self._small, room)[:3] if made else []
+        self._summary = _wrap(summary, self._small, room)[:3] if summary else []
         self._last = self._foot + notes * step  # start of these lines, and of the note after them
-        notes += len(self._made) + len(self._note)
+        notes += len(self._summary) + len(self._note)
         self.height = 2 * ((self._foot + notes * step + gap // 2 + 1) // 2)
         self._base = self._draw_base()
         self._texts: dict[tuple[int, int], Image.Image] = {}  # the lines of an answer, unmarked
 
-    def frame(self, tokens: Sequence[int], own: Sequence[int] | None = None) -> Pixels:
-        """The frame for some tokens, whose maps are averaged; `own`: those of the second side."""
+    def frame(self, tokens: Sequence[int], second_tokens: Sequence[int] | None = None) -> Pixels:
+        """The frame for some tokens, whose maps are averaged; `second_tokens`: those of the second
+        side."""
         picture = self._base.copy()
         draw = ImageDraw.Draw(picture)
         longest = max(len(chips) for chips in self._answers)
-        both = [tokens] if own is None else [tokens, own]
+        both = [tokens] if second_tokens is None else [tokens, second_tokens]
         many = ("s " if len(tokens) > 1 else " ") + " | ".join(map(_numbers, both))
         before = "prompt " if self._painter.view.part == "prompt" else ""
         mean = " (mean)" if max(map(len, both)) > 1 else ""
         place = f"{before}token{many}{mean} · {longest} in all"
         x = self.width - self._gap - _width(place, self._size)
         _write(draw, (x, self._gap), place, self._size, INK, None)
-        panels = self._painter.panels(tokens, own)
+        panels = self._painter.panels(tokens, second_tokens)
         for column, panel in enumerate(panels):
             self._draw_panel(picture, draw, column, panel)
         for index in range(len(self._answers)):
-            self._draw_answer(picture, draw, index, own if index and own is not None else tokens)
+            self._draw_answer(
+                picture,
+                draw,
+                index,
+                second_tokens if index and second_tokens is not None else tokens,
+            )
         words = dict.fromkeys(panel.words for panel in panels if panel.words)
         room = self.width - 2 * self._gap
         lines = [s for text in words for s in _wrap(text, self._small, room)[: self._wrapped]]
@@ -106,8 +112,8 @@ class Frames:
         ]
         ramps = [matplotlib.colormaps[n](np.linspace(0, 1, 48))[:, :3] for n in names]
         flat = [np.asarray([ImageColor.getrgb(c) for c in (PAPER, INK, SOFT, LINE, MARK)]) / 255]
-        made: Pixels = np.rint(np.concatenate([*ramps, *flat]) * 255).astype(np.uint8)
-        return made
+        palette: Pixels = np.rint(np.concatenate([*ramps, *flat]) * 255).astype(np.uint8)
+        return palette
 
     def _draw_base(self) -> Image.Image:
         picture = Image.new("RGB", (self.width, self.height), PAPER)
@@ -126,7 +132,7 @@ class Frames:
         y = self._foot
         draw.line((self._gap, y - self._gap // 2, self.width - self._gap, y - self._gap // 2), LINE)
         _write(draw, (self._gap, y), words, self._small, SOFT, self.width - 2 * self._gap)
-        for line, text in enumerate((*self._made, *self._note)):
+        for line, text in enumerate((*self._summary, *self._note)):
             where = (self._gap, self._last + line * self._step)
             _write(draw, where, text, self._small, SOFT, self.width - 2 * self._gap)
         for side, y in zip(sides, self._places, strict=True):
@@ -140,8 +146,8 @@ class Frames:
     ) -> None:
         left = self._gap + column * (self._panel + self._gap)
         y = self._gap + self._step + self._gap // 4
-        said = "   ".join(part for part in (panel.label, panel.numbers) if part)
-        _write(draw, (left, y), said, self._small, INK, self._panel)
+        title = "   ".join(part for part in (panel.label, panel.numbers) if part)
+        _write(draw, (left, y), title, self._small, INK, self._panel)
         picture.paste(Image.fromarray(panel.pixels), (left, self._top))
         if panel.note:
             y = self._top + len(panel.pixels) - 2 * self._step
@@ -167,17 +173,17 @@ class Frames:
     ) -> None:
         """The lines around the chosen tokens, with these marked."""
         chips, count, top = self._answers[index], self._lines[index], self._places[index]
-        here = [chips[t] for t in tokens if t < len(chips)]
-        at = here[0].line if here else _last_line(chips)
+        current = [chips[t] for t in tokens if t < len(chips)]
+        at = current[0].line if current else _last_line(chips)
         first = min(max(0, at - 1), max(0, _last_line(chips) + 1 - count))
         start = self._gap + self._labels
         picture.paste(self._text(index, first), (start, top))
-        for chip in here:
+        for chip in current:
             if first <= chip.line < first + count:
                 y = top + (chip.line - first) * self._step
                 box = (start + chip.left - 1, y, start + chip.right + 1, y + self._step - 2)
                 draw.rectangle(box, MARK)
-        for chip in here:  # after all boxes, so that they do not cover letters
+        for chip in current:  # after all boxes, so that they do not cover letters
             if first <= chip.line < first + count:
                 y = top + (chip.line - first) * self._step
                 _write(draw, (start + chip.left, y), chip.text, self._size, INK, None)
@@ -219,7 +225,7 @@ def panel_width(width: int, count: int) -> int:
 
 def _lay_out(side: Side, room: int, size: int) -> list[_Chip]:
     """The answer in lines no wider than `room` pixels."""
-    made, line, x = [], 0, 0
+    chips, line, x = [], 0, 0
     blank = _width(" ", size)
     for token in side.rows.tokens:
         text = visible(token.text)
@@ -227,9 +233,9 @@ def _lay_out(side: Side, room: int, size: int) -> list[_Chip]:
         wide = min(_width(text, size), room)
         if x and x + before + wide > room:
             line, x, before = line + 1, 0, 0
-        made.append(_Chip(text, line, x + before, x + before + wide))
+        chips.append(_Chip(text, line, x + before, x + before + wide))
         x += before + wide
-    return made
+    return chips
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from sinkscope.drawing.overlay import (
     scale_of,
 )
 from sinkscope.drawing.text import fonts, printable, visible
-from sinkscope.methods.together import Made, agreement
+from sinkscope.methods.together import MethodResult, agreement
 from sinkscope.utils import plain_values, write_atomically
 
 ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
@@ -49,25 +49,25 @@ class Sheet:
 
     Attributes:
         image: the image under the maps.
-        made: the outcome of each method, in order.
+        results: the outcome of each method, in order.
         words: the text of the token or tokens.
         title: the answer that contains them.
         note: model and prompt.
     """
 
     image: Image.Image | Pixels
-    made: Sequence[Made]
+    results: Sequence[MethodResult]
     words: str
     title: str = ""
     note: str = ""
 
-    def maps(self) -> list[tuple[Made, PatchMap]]:
+    def maps(self) -> list[tuple[MethodResult, PatchMap]]:
         """The methods with a map."""
-        return [(one, one.patches) for one in self.made if one.patches is not None]
+        return [(one, one.patches) for one in self.results if one.patches is not None]
 
     def lacking(self) -> list[str]:
         """The methods without a map, each with its reason."""
-        return [f"{one.method.label}: {one.why_not}" for one in self.made if one.patches is None]
+        return [f"{one.method.label}: {one.why_not}" for one in self.results if one.patches is None]
 
 
 def check_sheet_ending(path: Path) -> str:
@@ -99,15 +99,15 @@ def write_sheet(sheet: Sheet, path: Path, style: OverlayStyle | None = None) -> 
 def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
     """An overlay for each method, each with its own colour bar, and their rank correlations."""
     style = style or OverlayStyle()
-    found = sheet.maps()
+    maps = sheet.maps()
     small = Image.fromarray(pixels_of(sheet.image))
     small.thumbnail((480, 480))
-    columns = min(len(found), 4)
-    rows = math.ceil(len(found) / columns)
+    columns = min(len(maps), 4)
+    rows = math.ceil(len(maps) / columns)
     wide = 2.6
     tall = min(max(wide * 0.85 * small.height / small.width, 0.6), 3 * wide) + 0.45
     heading = textwrap.wrap(printable(sheet.title), 90)[:4]
-    matrix = 1.0 + 0.24 * len(found) if len(found) > 1 else 0.0
+    matrix = 1.0 + 0.24 * len(maps) if len(maps) > 1 else 0.0
     size = (max(columns * wide, 7.5), rows * tall + matrix + 0.24 * len(heading) + 1.6)
     drawn = Figure(figsize=size, layout="constrained")
     title = "\n".join([visible(sheet.words), *heading])
@@ -118,7 +118,7 @@ def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
     grid = above.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, (one, patches) in zip(grid, found, strict=False):
+    for axes, (one, patches) in zip(grid, maps, strict=False):
         scale = scale_of(patches, style)
         axes.imshow(overlay(small, patches, style, scale), interpolation="none")
         axes.set_title(one.method.label, parse_math=False, fontsize=10)
@@ -129,9 +129,9 @@ def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
         bar.ax.tick_params(labelsize=6)
         bar.set_label(patches.unit, fontsize=7)
     for part in below:
-        _correlations(part.subplots(), found)
+        _correlations(part.subplots(), maps)
     lines = [
-        found[0][1].label + " (of the axes that a method has)",
+        maps[0][1].label + " (of the axes that a method has)",
         f"Each method has its own scale of colours ({style.scale}).",
         *(f"Not possible: {reason}" for reason in sheet.lacking()),
         WEAK.replace("`", ""),
@@ -145,14 +145,14 @@ def _heights(maps: float, matrix: float) -> dict[str, Any]:
     return {"height_ratios": [maps, matrix]} if matrix else {}
 
 
-def _correlations(axes: Any, found: Sequence[tuple[Made, PatchMap]]) -> None:
+def _correlations(axes: Any, maps: Sequence[tuple[MethodResult, PatchMap]]) -> None:
     """The matrix of rank correlations, in colours and numbers; columns by the rows' numbers."""
-    values = agreement([patches for _, patches in found])
-    places = range(len(found))
+    values = agreement([patches for _, patches in maps])
+    places = range(len(maps))
     axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.set_title("agreement: rank correlation of the maps", fontsize=10)
     axes.set_xticks(places, [str(k + 1) for k in places], fontsize=7)
-    names = [f"{k + 1} {one.method.label}" for k, (one, _) in enumerate(found)]
+    names = [f"{k + 1} {one.method.label}" for k, (one, _) in enumerate(maps)]
     axes.set_yticks(places, names, fontsize=7)
     for i in places:
         for k in places:
@@ -164,9 +164,9 @@ def _correlations(axes: Any, found: Sequence[tuple[Made, PatchMap]]) -> None:
 def methods_page(sheet: Sheet, style: OverlayStyle | None = None) -> str:
     """One HTML file without script or request: overlays, reasons, and the rank correlations."""
     style = style or OverlayStyle()
-    found = sheet.maps()
+    maps = sheet.maps()
     cards = []
-    for one, patches in found:
+    for one, patches in maps:
         scale = scale_of(patches, style)
         pixels = overlay(sheet.image, patches, style, scale)
         label, source = html.escape(one.method.label), html.escape(one.method.source)
@@ -179,12 +179,12 @@ def methods_page(sheet: Sheet, style: OverlayStyle | None = None) -> str:
             f'<figure><img src="{_data(pixels)}" alt="{label} over the image">'
             f"<figcaption><b>{label}</b><br>{'<br>'.join(about)}</figcaption></figure>"
         )
-    names = [html.escape(one.method.label) for one, _ in found]
+    names = [html.escape(one.method.label) for one, _ in maps]
     rows = [
         f'<tr><th scope="row">{name}</th>'
         + "".join(f"<td>{'–' if math.isnan(v) else f'{v:.2f}'}</td>" for v in values)
         + "</tr>"
-        for name, values in zip(names, agreement([p for _, p in found]), strict=True)
+        for name, values in zip(names, agreement([p for _, p in maps]), strict=True)
     ]
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     lacking = "".join(f"<li>{html.escape(reason)}</li>" for reason in sheet.lacking())
@@ -200,7 +200,7 @@ def methods_page(sheet: Sheet, style: OverlayStyle | None = None) -> str:
         f'<div class="maps">{"".join(cards)}</div>{lacking}'
         "<h2>Agreement (Spearman's rank correlation)</h2>"
         f'<div class="wide"><table><tr><td></td>{heads}</tr>{"".join(rows)}</table></div>'
-        f"<p>{html.escape(found[0][1].label)}. {html.escape(WEAK)}</p>"
+        f"<p>{html.escape(maps[0][1].label)}. {html.escape(WEAK)}</p>"
         f"<p>{html.escape(sheet.note)}</p></body></html>\n"
     )
 
@@ -218,21 +218,21 @@ def _data(pixels: Pixels) -> str:
     """As a data URL; large photos are scaled down first."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((720, 720))
-    made = io.BytesIO()
-    picture.save(made, "PNG")
-    return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode()
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _numbers(sheet: Sheet) -> bytes:
     """An .npz: `map_NAME` float32 (rows, columns) of each method, `boxes` float64 (rows * columns,
     4) in pixels of the image, `agreement`, and `about`, a JSON text."""
-    found = sheet.maps()
+    maps = sheet.maps()
     about = {
         "format": "sinkscope-explain",
         "words": sheet.words,
         "answer": sheet.title,
         "note": sheet.note,
-        "label": found[0][1].label,
+        "label": maps[0][1].label,
         "methods": {
             one.method.name: {
                 "unit": patches.unit,
@@ -241,13 +241,13 @@ def _numbers(sheet: Sheet) -> bytes:
                 "source": one.method.source,
                 "seconds": one.seconds,
             }
-            for one, patches in found
+            for one, patches in maps
         },
-        "lacking": {one.method.name: one.why_not for one in sheet.made if one.patches is None},
+        "lacking": {one.method.name: one.why_not for one in sheet.results if one.patches is None},
     }
-    arrays: dict[str, Any] = {f"map_{one.method.name}": patches.values for one, patches in found}
-    arrays["boxes"] = found[0][1].grid.boxes()
-    arrays["agreement"] = agreement([patches for _, patches in found])
+    arrays: dict[str, Any] = {f"map_{one.method.name}": patches.values for one, patches in maps}
+    arrays["boxes"] = maps[0][1].grid.boxes()
+    arrays["agreement"] = agreement([patches for _, patches in maps])
     arrays["about"] = np.array(json.dumps(plain_values(about), ensure_ascii=False))
     out = io.BytesIO()
     np.savez_compressed(out, **arrays)

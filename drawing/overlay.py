@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from sinkscope.attention_processor import PatchMap
 from sinkscope.drawing.names import Colormap as Colormap
 from sinkscope.drawing.names import Photo as Photo
-from sinkscope.drawing.scale import Places, Scale, Scaling, said_in, scaling, signed_scaling
+from sinkscope.drawing.scale import Places, Scale, Scaling, scaling, signed_scaling, value_format
 
 Pixels = npt.NDArray[np.uint8]
 Edges = npt.NDArray[np.float64]
@@ -70,10 +70,10 @@ class OverlayStyle:
 def scale_of(maps: PatchMap | Sequence[PatchMap], style: OverlayStyle) -> Scaling:
     """The scale that a style makes of one map, or of several of one method that share it."""
     pool = [maps] if isinstance(maps, PatchMap) else maps
-    values, said = [patches.values for patches in pool], said_in(pool[0].unit)
+    values, format_value = [patches.values for patches in pool], value_format(pool[0].unit)
     if pool[0].signed and style.limits is None:
-        return signed_scaling(values, said)
-    return scaling(values, style.scale, limits=style.limits, said=said)
+        return signed_scaling(values, format_value)
+    return scaling(values, style.scale, limits=style.limits, format_value=format_value)
 
 
 def overlay(
@@ -147,12 +147,12 @@ def _coloured(patch_map: PatchMap, style: OverlayStyle, scale: Scaling) -> Cells
     if scale.empty:
         return cells  # nothing to see is not the lowest colour
     places = scale.unit(patch_map.values)
-    there = ~np.isnan(places)
+    present = ~np.isnan(places)
     colours = colour_table(bar_colours(scale, style.colormap))
-    colour = colours[np.floor(places[there] * 255 + 0.5).astype(np.intp)]
-    alpha = style.opacity * (_weight(places[there], scale) if style.alpha_by_value else 1.0)
-    cells[there, 3] = alpha
-    cells[there, :3] = colour * cells[there, 3:]
+    colour = colours[np.floor(places[present] * 255 + 0.5).astype(np.intp)]
+    alpha = style.opacity * (_weight(places[present], scale) if style.alpha_by_value else 1.0)
+    cells[present, 3] = alpha
+    cells[present, :3] = colour * cells[present, 3:]
     return cells
 
 
@@ -171,8 +171,8 @@ def _weight(places: Places, scale: Scaling) -> Places:
     """The opacity of a position on the bar: rising quickly, so that cells of medium value are
     visible too."""
     size = np.abs(2 * places - 1) if scale.kind == "signed" else places
-    made: Places = np.minimum(1, 1.3 * size**0.7)
-    return made
+    weight: Places = np.minimum(1, 1.3 * size**0.7)
+    return weight
 
 
 def under_map(image: Image.Image | Pixels, photo: Photo = "dim") -> Pixels:
@@ -186,13 +186,13 @@ def under_map(image: Image.Image | Pixels, photo: Photo = "dim") -> Pixels:
         return np.broadcast_to(np.asarray(DARK, np.uint8), pixels.shape).copy()
     if photo == "full":
         return pixels.copy()
-    made = np.empty_like(pixels)
+    darkened = np.empty_like(pixels)
     for top in range(0, len(pixels), _BAND):
         colour = pixels[top : top + _BAND].astype(np.float32)
         grey = colour @ np.asarray([0.299, 0.587, 0.114], np.float32)
         dimmed = (0.5 * colour + 0.5 * grey[..., None]) * 0.74 + 0.26 * np.asarray([8, 10, 16])
-        made[top : top + _BAND] = np.rint(dimmed).astype(np.uint8)
-    return made
+        darkened[top : top + _BAND] = np.rint(dimmed).astype(np.uint8)
+    return darkened
 
 
 def refuse(setting: str, value: object, allowed: str) -> ValueError:
@@ -251,8 +251,8 @@ def _sample(cells: Cells, down: _Sampling, across: _Sampling, smooth: bool) -> C
     if not smooth:
         return cells[top][:, left]
     rows = cells[top] * (1 - v)[:, None, None] + cells[bottom] * v[:, None, None]
-    made = rows[:, left] * (1 - h)[:, None] + rows[:, right] * h[:, None]
-    return made.astype(np.float32, copy=False)
+    sampled = rows[:, left] * (1 - h)[:, None] + rows[:, right] * h[:, None]
+    return sampled.astype(np.float32, copy=False)
 
 
 def _mark(pixels: Pixels, cells: Sequence[int], x_edges: Edges, y_edges: Edges) -> Pixels:

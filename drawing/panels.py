@@ -25,7 +25,7 @@ from sinkscope.drawing.overlay import (
 from sinkscope.drawing.scale import Scaling, Ticks, difference_of, percent
 from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of, treated_of
 from sinkscope.methods.explain import method_of
-from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.precomputed import PrecomputedMaps
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Painter:
             raise ValueError("Layers one by one are drawn of one side only.")
         self._looks = [look for side in self.sides for look in _looks(side, view, width)]
         for look in self._looks:
-            if look.side.rows.tokens and not isinstance(view.method, GivenMaps):
+            if look.side.rows.tokens and not isinstance(view.method, PrecomputedMaps):
                 map_of(look.side, [0], look.view)  # refuses what the run does not contain
         self._whole = self._scales_of_all() if view.whole_answer else None
 
@@ -107,37 +107,39 @@ class Painter:
         heights = [len(look.photo) for look in self._looks]
         return [*heights, heights[0]] if self.view.difference else heights
 
-    def panels(self, tokens: Sequence[int], own: Sequence[int] | None = None) -> list[Panel]:
+    def panels(
+        self, tokens: Sequence[int], second_tokens: Sequence[int] | None = None
+    ) -> list[Panel]:
         """The panels for some tokens (their mean); a side that has already ended shows only its
         photo.
 
         Args:
             tokens: from 0.
-            own: tokens of the second side, where it shows others.
+            second_tokens: tokens of the second side, where it shows others.
         """
         asked = [
-            own if own is not None and look.side is self.sides[-1] else tokens
+            second_tokens if second_tokens is not None and look.side is self.sides[-1] else tokens
             for look in self._looks
         ]
-        there = [
+        token_lists = [
             [t for t in mine if t < len(look.side.rows.tokens)]
             for look, mine in zip(self._looks, asked, strict=True)
         ]
         both = [
             maps_of(look.side, mine, look.view) if mine else (None, None)
-            for look, mine in zip(self._looks, there, strict=True)
+            for look, mine in zip(self._looks, token_lists, strict=True)
         ]
         maps = [shown for shown, _ in both]
         scales = self._whole or self._scales(maps)
-        made = [
+        panels = [
             self._panel(look, mine, patches, scale, min(every))
             for look, mine, patches, scale, every in zip(
-                self._looks, there, maps, scales, asked, strict=True
+                self._looks, token_lists, maps, scales, asked, strict=True
             )
         ]
         if self.view.difference:
-            made.append(self._difference(there, [plain for _, plain in both]))
-        return made
+            panels.append(self._difference(token_lists, [plain for _, plain in both]))
+        return panels
 
     def _check_difference(self) -> None:
         if len(self.sides) != 2:
@@ -195,7 +197,7 @@ class Painter:
         done, bar = patches.normalisation, bar_colours(scale, colormap)
         return Panel(look.label, numbers, pixels, "", bar, scale.ticks, words, scale, done)
 
-    def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
+    def _difference(self, token_lists: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
         left, right = maps
         photo = self._looks[0].photo
         if left is None or right is None:
@@ -211,7 +213,8 @@ class Painter:
         else:
             pixels = mark_cells(photo, signed, sinks)
         shares = [
-            side.shares(mine, self.view)[0] for side, mine in zip(self.sides, there, strict=True)
+            side.shares(mine, self.view)[0]
+            for side, mine in zip(self.sides, token_lists, strict=True)
         ]
         gain = shares[1] - shares[0]
         sign = "+" if gain >= 0 else "−"
@@ -224,15 +227,15 @@ class Painter:
 
 def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
     photo = _photo(side.trace.images[view.image], width, view)
-    made = []
+    specs = []
     for layer in view.each or (None,):
-        own = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
+        layer_view = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
         words = (side.label, "" if layer is None else f"layer {layer}")
-        sinks = sinks_of(side.rows, own) if view.sinks else ()
-        treated = treated_of(side.trace, own) if view.sinks else ()
+        sinks = sinks_of(side.rows, layer_view) if view.sinks else ()
+        treated = treated_of(side.trace, layer_view) if view.sinks else ()
         label = ", ".join(word for word in words if word)
-        made.append(_PanelSpec(label, side, own, photo, sinks, treated))
-    return made
+        specs.append(_PanelSpec(label, side, layer_view, photo, sinks, treated))
+    return specs
 
 
 def _photo(image: Image.Image, width: int, view: View) -> Pixels:

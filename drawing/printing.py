@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sinkscope.drawing.text import runs, settle
+from sinkscope.drawing.text import runs, set_fonts
 
 TRUETYPE = 42  # of PDF; publishers refuse matplotlib's default 3, and its text is hard to edit
 OUTLINES = 3  # for fonts with PostScript outlines, such as Noto Sans CJK, which 42 does not support
@@ -22,11 +22,11 @@ def print_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
     """Write a figure.
 
     Args:
-        figure: whose texts get the fonts that they need (`drawing.text.settle`).
+        figure: whose texts get the fonts that they need (`drawing.text.set_fonts`).
         file: an open binary file.
         options: of `Figure.savefig`.
     """
-    settle(figure)
+    set_fonts(figure)
     texts = [artist.get_text() for artist in figure.findobj(Text)]
     files = {path for text in texts if not text.isascii() for _, path in runs(text)}
     kind = OUTLINES if any(map(_is_postscript, files)) else TRUETYPE

@@ -24,7 +24,7 @@ Kind = Literal["percentile", "linear", "log", "rank", "signed"]
 Values = npt.NDArray[np.float32]
 Places = npt.NDArray[np.float64]
 Ticks = tuple[tuple[float, str], ...]
-Said = Callable[[float], str]
+ValueFormat = Callable[[float], str]
 
 CLIPPED_PART, CLIPPED_LEAST = 0.01, 3  # fraction of a map's patches that are clipped
 CLIP_LEAVES = 0.05  # fraction of a pool's sum that the unclipped patches must hold
@@ -114,7 +114,7 @@ def times(value: float) -> str:
     return f"{value:.0e} ×".replace("e-0", "e-") if value else "0 ×"
 
 
-def said_in(unit: str) -> Said:
+def value_format(unit: str) -> ValueFormat:
     """How values of a unit are written: as percent, as times, or as plain numbers."""
     if unit.startswith("times"):
         return times
@@ -128,7 +128,7 @@ def scaling(
     kind: Scale = "percentile",
     *,
     limits: tuple[float, float] | None = None,
-    said: Said = percent,
+    format_value: ValueFormat = percent,
 ) -> Scaling:
     """The scale of a pool of maps.
 
@@ -139,20 +139,20 @@ def scaling(
             where equal values share the lowest.
         limits: fixed (low, high) for the ends of the bar, instead of the pool's own. Not
             with `rank`.
-        said: formats a value for the bar.
+        format_value: formats a value for the bar.
 
     Raises:
         ValueError: a value is infinite.
     """
     pool = _pooled(maps)
     if limits is not None:
-        return _fixed(pool, kind, limits, said)
+        return _fixed(pool, kind, limits, format_value)
     high = float(pool[-1]) if pool.size else 0.0
     if not high > 0:
         return Scaling(kind, 0.0, 0.0, 0, ((0.0, "0"),), "no attention here")
     if kind == "percentile":
         top, over = _clip(pool, len(maps))
-        ticks = _ticks(kind, 0.0, top, over, said)
+        ticks = _ticks(kind, 0.0, top, over, format_value)
         if not over:
             return Scaling(kind, 0.0, top, 0, ticks, "percentile clip: linear, nothing clipped")
         position = 100 * (len(pool) - over) / len(pool)
@@ -163,15 +163,17 @@ def scaling(
     if kind == "log":
         low = high / 10**DECADES
         words = "logarithmic, three decades up to the maximum"
-        return Scaling(kind, low, high, 0, _ticks(kind, low, high, 0, said), words)
+        return Scaling(kind, low, high, 0, _ticks(kind, low, high, 0, format_value), words)
     if kind == "rank":
-        middle = said(float(pool[len(pool) // 2]))
+        middle = format_value(float(pool[len(pool) // 2]))
         named = ((0.0, "lowest"), (0.5, f"median {middle}"), (1.0, "highest"))
         return Scaling(kind, 0.0, high, 0, named, "rank: order only, sizes are not shown", pool)
-    return Scaling(kind, 0.0, high, 0, _ticks(kind, 0, high, 0, said), "linear to the maximum")
+    return Scaling(
+        kind, 0.0, high, 0, _ticks(kind, 0, high, 0, format_value), "linear to the maximum"
+    )
 
 
-def signed_scaling(maps: Sequence[npt.ArrayLike], said: Said = percent) -> Scaling:
+def signed_scaling(maps: Sequence[npt.ArrayLike], format_value: ValueFormat = percent) -> Scaling:
     """The scale of values of either sign, such as differences: 0 in the middle of the bar, both
     ends at the same size, which is clipped as `percentile` clips.
 
@@ -183,7 +185,11 @@ def signed_scaling(maps: Sequence[npt.ArrayLike], said: Said = percent) -> Scali
         return Scaling("signed", 0.0, 0.0, 0, ((0.5, "0"),), "no difference anywhere")
     top, over = _clip(sizes, len(maps))
     below, above = ("≤ ", "≥ ") if over else ("", "")
-    ticks = ((0.0, f"{below}−{said(top)}"), (0.5, "0"), (1.0, f"{above}+{said(top)}"))
+    ticks = (
+        (0.0, f"{below}−{format_value(top)}"),
+        (0.5, "0"),
+        (1.0, f"{above}+{format_value(top)}"),
+    )
     words = "linear, the same on both sides of 0"
     words += f"; {_strongest(over)} beyond" if over else ""
     return Scaling("signed", -top, top, over, ticks, words)
@@ -196,9 +202,11 @@ def difference_of(left: Values, right: Values, *, idle: bool = False) -> Values:
         left, right: attention of the same patches.
         idle: the difference between the two is known to have had no effect.
     """
-    made: Values = right - left
+    difference: Values = right - left
     least = np.finfo(np.float16).eps * max(_largest(left), _largest(right))  # as in traces
-    return np.zeros_like(made) if idle or _largest(np.abs(made)) <= least else made
+    return (
+        np.zeros_like(difference) if idle or _largest(np.abs(difference)) <= least else difference
+    )
 
 
 def _largest(values: Values) -> float:
@@ -220,8 +228,8 @@ def _pooled(maps: Sequence[npt.ArrayLike]) -> Values:
     pool = np.concatenate(flat) if flat else np.empty(0, np.float32)
     if np.isinf(pool).any():
         raise ValueError("The map has values that are not finite.")
-    made: Values = np.sort(pool[~np.isnan(pool)])
-    return made
+    pooled: Values = np.sort(pool[~np.isnan(pool)])
+    return pooled
 
 
 def _clip(pool: Values, maps: int) -> tuple[float, int]:
@@ -239,22 +247,24 @@ def _clip(pool: Values, maps: int) -> tuple[float, int]:
     return float(top), int((pool > top).sum())
 
 
-def _fixed(pool: Values, kind: Scale, limits: tuple[float, float], said: Said) -> Scaling:
+def _fixed(
+    pool: Values, kind: Scale, limits: tuple[float, float], format_value: ValueFormat
+) -> Scaling:
     low, high = limits
     over = int(((pool < low) | (pool > high)).sum())
     way = "logarithmic" if kind == "log" else "linear"
-    words = f"{way} from {said(low)} to {said(high)}"
-    return Scaling(kind, low, high, over, _ticks(kind, low, high, over, said), words)
+    words = f"{way} from {format_value(low)} to {format_value(high)}"
+    return Scaling(kind, low, high, over, _ticks(kind, low, high, over, format_value), words)
 
 
-def _ticks(kind: Scale, low: float, high: float, over: int, said: Said) -> Ticks:
+def _ticks(kind: Scale, low: float, high: float, over: int, format_value: ValueFormat) -> Ticks:
     if kind == "log":
         parts = DECADES
         values = [low * (high / low) ** (k / parts) for k in range(parts + 1)]
     else:
         parts = 4
         values = [low + (high - low) * (k / parts) for k in range(parts + 1)]
-    texts = [said(value) for value in values]
+    texts = [format_value(value) for value in values]
     if over:
         texts[-1] = f"≥ {texts[-1]}"
     return tuple((k / parts, text) for k, text in enumerate(texts))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
-from sinkscope.drawing.made import made_words
+from sinkscope.drawing.run_summary import summary_parts
 from sinkscope.drawing.view_figure import sides_of
 from sinkscope.utils import write_atomically
 
@@ -28,7 +28,7 @@ def write_shares(
 
     `token` counts from 0; `head` is `mean` if only the mean over the heads was kept. A text that
     a spreadsheet would take for a formula gets an apostrophe in front. `made_by` says how an answer
-    was made (`drawing.made`), only in the answer's first line; in the others it is empty.
+    was made (`drawing.run_summary`), only in the answer's first line; in the others it is empty.
 
     Args:
         traces: a run, or two by their labels.
@@ -50,7 +50,7 @@ def write_shares(
         table.writerow(COLUMNS)
         for side in sides_of(traces):
             trace = side.trace
-            made = _safe(" · ".join(made_words([trace], same_text if trace.var else None)))
+            summary = _safe(" · ".join(summary_parts([trace], same_text if trace.var else None)))
             for t, token in enumerate(trace.tokens):
                 for at, layer in enumerate(trace.layers):
                     for h, head in enumerate(trace.heads):
@@ -58,8 +58,8 @@ def write_shares(
                         who = (_safe(side.label or "baseline"), t, _safe(token.text))
                         which = (layer, "mean" if head == MEAN_HEAD else head)
                         shown = (f"{float(x):.6g}" for x in numbers)
-                        table.writerow((*who, f"{token.probability:.6g}", *which, *shown, made))
-                        made = ""
+                        table.writerow((*who, f"{token.probability:.6g}", *which, *shown, summary))
+                        summary = ""
                         lines += 1
         text.flush()
         text.detach()  # the file belongs to the caller

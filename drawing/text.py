@@ -78,7 +78,7 @@ def missing_note(*texts: str) -> list[str]:
     ]
 
 
-def settle(figure: Figure) -> Figure:
+def set_fonts(figure: Figure) -> Figure:
     """Give each text of a figure the fonts that it needs, and squares for missing characters.
 
     ASCII texts are unchanged.
@@ -89,27 +89,27 @@ def settle(figure: Figure) -> Figure:
         text = artist.get_text()
         if text.isascii():
             continue
-        found = fonts(text)
-        if len(found) > 1 or drawable(text) != text:
+        used_fonts = fonts(text)
+        if len(used_fonts) > 1 or drawable(text) != text:
             artist.set_text(drawable(text))
-            artist.set_fontfamily(found)
+            artist.set_fontfamily(used_fonts)
     return figure
 
 
 def _runs(text: str) -> list[tuple[str, str, str]]:
     """Stretches of (text, family, file)."""
-    made: list[tuple[str, str, str]] = []
+    text_runs: list[tuple[str, str, str]] = []
     for c in text:
         face = (OWN, own_file()) if c.isascii() or c.isspace() else _face_of(c)
         if face is None and ord(c) in JOINERS:
             continue
         shown = SQUARE if face is None else c
         family, path = face or (OWN, own_file())
-        if made and made[-1][1] == family:
-            made[-1] = (made[-1][0] + shown, family, path)
+        if text_runs and text_runs[-1][1] == family:
+            text_runs[-1] = (text_runs[-1][0] + shown, family, path)
         else:
-            made.append((shown, family, path))
-    return made
+            text_runs.append((shown, family, path))
+    return text_runs
 
 
 def _face_of(character: str) -> tuple[str, str] | None:

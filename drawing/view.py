@@ -12,9 +12,9 @@ import numpy.typing as npt
 from sinkscope.attention_processor import (
     PatchMap,
     Rows,
+    for_heads,
     image_share,
     map_label,
-    of_pairs,
     sink_cells,
     sink_share,
     slots_of,
@@ -23,11 +23,11 @@ from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.drawing.overlay import Colormap, OverlayStyle, Photo, refuse
 from sinkscope.drawing.scale import Scale
-from sinkscope.methods.base import Chosen, Method, Part, Target
+from sinkscope.methods.base import Chosen, Method, Target, TokenSource
 from sinkscope.methods.explain import explain, method_of
-from sinkscope.methods.given import GivenMaps
 from sinkscope.methods.head_list import PickedHeads
-from sinkscope.methods.together import Choice
+from sinkscope.methods.precomputed import PrecomputedMaps
+from sinkscope.methods.together import SlotChoice
 from sinkscope.setting.heads import Heads
 from sinkscope.utils import index_ranges
 
@@ -56,7 +56,7 @@ class View:
         sinks: mark them.
     """
 
-    part: Part = "answer"
+    part: TokenSource = "answer"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     picked: PickedHeads | None = None
@@ -77,7 +77,7 @@ class View:
 
     def __post_init__(self) -> None:
         for setting, allowed in (
-            ("part", get_args(Part)),
+            ("part", get_args(TokenSource)),
             ("scale", get_args(Scale)),
             ("overlay", get_args(Overlay)),
             ("photo", get_args(Photo)),
@@ -153,15 +153,15 @@ class Side:
     def _chosen(self, part: npt.NDArray[np.float32], view: View) -> npt.NDArray[np.float32]:
         layers, heads = self.trace.layers, self.trace.heads
         if view.picked is not None:
-            made: npt.NDArray[np.float32] = of_pairs(
+            chosen: npt.NDArray[np.float32] = for_heads(
                 part[..., None], layers, heads, view.picked.pairs
             )
-            return made
+            return chosen
         slots = [slots_of("layer", layers, view.layers), slots_of("head", heads, view.heads)]
         return part[:, slots[0]][:, :, slots[1]]
 
 
-def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side:
+def make_side(label: str, trace: GenerationTrace, part: TokenSource = "answer") -> Side:
     """A side, with its shares computed once for all of its tokens.
 
     Raises:
@@ -183,8 +183,8 @@ def maps_of(side: Side, tokens: Sequence[int], view: View) -> tuple[PatchMap, Pa
     """
     stack = explain(side.trace, Target(tuple(tokens), view.part), view.method)
     chosen: Chosen = view.layers, view.heads, view.pairs
-    if isinstance(view.method, GivenMaps):  # as the page, which chooses of what there is
-        chosen = Choice(view.layers, view.heads, pairs=view.pairs).of(stack)
+    if isinstance(view.method, PrecomputedMaps):  # as the page, which chooses of what there is
+        chosen = SlotChoice(view.layers, view.heads, pairs=view.pairs).of(stack)
     layers, heads, pairs = chosen
     label = map_label(side.rows, tokens, layers, heads, view.reduce, pairs)
     how: dict[str, Any] = {"image": view.image, "label": label, "pairs": pairs}
@@ -226,9 +226,9 @@ def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
     chosen = view.shown_layers
     layers = set(trace.layers if chosen is None else chosen)
     acted = (one for one in report.get("layers") or () if one["layer"] in layers)
-    found = {p for one in acted for p in one.get("positions", ())}
+    positions = {p for one in acted for p in one.get("positions", ())}
     grid = trace.layout.grids[view.image]
-    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
+    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in positions)
 
 
 def selection_words(trace: GenerationTrace, view: View) -> str:

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.panels import Painter, Panel
-from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
+from sinkscope.drawing.text import fonts, missing_note, printable, set_fonts, visible
 from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
-from sinkscope.methods.base import Part
+from sinkscope.methods.base import TokenSource
 from sinkscope.methods.explain import method_of
-from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.precomputed import PrecomputedMaps
 
 PANEL_INCHES = 3.6
 PANEL_PIXELS = 1080  # 300 per printed inch
@@ -40,7 +40,7 @@ def view_figure(
     tokens: int | Sequence[int],
     view: View | None = None,
     *,
-    own: Sequence[int] | None = None,
+    second_tokens: Sequence[int] | None = None,
     idle: bool = False,
 ) -> Figure:
     """One answer, or two side by side, for some tokens, with everything needed to read it.
@@ -49,7 +49,7 @@ def view_figure(
         traces: a run, or up to two by their labels, left to right.
         tokens: index from 0, or several, whose maps are averaged.
         view: which part and how; by default `View()`.
-        own: tokens of the second side, where it shows others than the first.
+        second_tokens: tokens of the second side, where it shows others than the first.
         idle: the second side's intervention changed nothing.
 
     Returns:
@@ -66,13 +66,16 @@ def view_figure(
     longest = max(len(side.rows.tokens) for side in sides)
     if not chosen or chosen[0] < 0 or chosen[0] >= longest:
         raise ValueError(f"token is {tokens}; the {view.part} has {longest}, from 0.")
-    if own is not None:
-        check_own(sides, own)
-    panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen, own)
+    if second_tokens is not None:
+        check_second_tokens(sides, second_tokens)
+    panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen, second_tokens)
     done = next(panel.normalisation for panel in panels if panel.scale is not None)
-    lines, title = list(_caption(sides, view, done)), _title(sides, chosen, view.part, own)
+    lines, title = (
+        list(_caption(sides, view, done)),
+        _title(sides, chosen, view.part, second_tokens),
+    )
     lines += missing_note(title, *lines, *(panel.label for panel in panels))
-    return settle(_laid_out(panels, title, lines))
+    return set_fonts(_laid_out(panels, title, lines))
 
 
 def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figure:
@@ -82,29 +85,36 @@ def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figu
     tall = max(PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1] for panel in panels)
     words = ["\n".join(textwrap.wrap(printable(panel.words), 58)) for panel in panels]
     under = LINE * (2.2 + max(text.count("\n") + 1 for text in words))
-    said = [part for line in lines for part in textwrap.wrap(printable(line), round(wide * 17))[:6]]
+    wrapped = [
+        part for line in lines for part in textwrap.wrap(printable(line), round(wide * 17))[:6]
+    ]
     head, above = 0.15 + LINE * 1.7 * (title.count("\n") + 1), 0.55
     row = above + tall + 0.22 + under
-    high = head + row * (len(panels) // across) + LINE * len(said) + GAP
+    high = head + row * (len(panels) // across) + LINE * len(wrapped) + GAP
     drawn = Figure(figsize=(wide, high))
     write = partial(drawn.text, parse_math=False, family=fonts(), va="top")
     write(GAP / wide, 1 - 0.15 / high, title, fontsize=12)
     for number, (panel, text) in enumerate(zip(panels, words, strict=True)):
         left = GAP + number % across * (PANEL_INCHES + GAP)
         top = head + number // across * row + above
-        own = PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1]
-        place = (left / wide, 1 - (top + own) / high, PANEL_INCHES / wide, own / high)
+        panel_height = PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1]
+        place = (
+            left / wide,
+            1 - (top + panel_height) / high,
+            PANEL_INCHES / wide,
+            panel_height / high,
+        )
         _draw(drawn.add_axes(place), panel)
         if panel.ticks:
-            low = 1 - (top + own + 0.2) / high
+            low = 1 - (top + panel_height + 0.2) / high
             _bar(drawn.add_axes((left / wide, low, PANEL_INCHES / wide, 0.1 / high)), panel)
             write(left / wide, low - 1.7 * LINE / high, text, fontsize=7)
-    write(GAP / wide, (LINE * len(said) + GAP * 0.7) / high, "\n".join(said), fontsize=7.5)
+    write(GAP / wide, (LINE * len(wrapped) + GAP * 0.7) / high, "\n".join(wrapped), fontsize=7.5)
     return drawn
 
 
 def sides_of(
-    traces: GenerationTrace | Mapping[str, GenerationTrace], part: Part = "answer"
+    traces: GenerationTrace | Mapping[str, GenerationTrace], part: TokenSource = "answer"
 ) -> list[Side]:
     """One or two sides, with their shares."""
     if isinstance(traces, GenerationTrace):
@@ -114,13 +124,16 @@ def sides_of(
     return [make_side(label, trace, part) for label, trace in traces.items()]
 
 
-def check_own(sides: Sequence[Side], own: Sequence[int]) -> None:
+def check_second_tokens(sides: Sequence[Side], second_tokens: Sequence[int]) -> None:
     """Whether the second side can show these tokens of its own."""
     if len(sides) < 2:
-        raise ValueError("own tokens are given; allowed: of two answers side by side only.")
+        raise ValueError("second_tokens is given; allowed: of two answers side by side only.")
     count = len(sides[-1].rows.tokens)
-    if not own or min(own) < 0 or max(own) >= count:
-        raise ValueError(f"own is {list(own)[:9]}; {sides[-1].label} has {count} tokens, from 0.")
+    if not second_tokens or min(second_tokens) < 0 or max(second_tokens) >= count:
+        raise ValueError(
+            f"second_tokens is {list(second_tokens)[:9]}; {sides[-1].label} has {count} tokens, "
+            "from 0."
+        )
 
 
 def tokens_words(side: Side, tokens: Sequence[int]) -> str:
@@ -133,16 +146,19 @@ def tokens_words(side: Side, tokens: Sequence[int]) -> str:
 
 
 def _title(
-    sides: Sequence[Side], tokens: Sequence[int], part: Part, own: Sequence[int] | None = None
+    sides: Sequence[Side],
+    tokens: Sequence[int],
+    part: TokenSource,
+    second_tokens: Sequence[int] | None = None,
 ) -> str:
     before = "prompt " if part == "prompt" else ""
-    if own is not None:
+    if second_tokens is not None:
         first, second = sides
-        pair = ((first, tokens), (second, own))
+        pair = ((first, tokens), (second, second_tokens))
         words = [f"{side.label}: {before}{tokens_words(side, mine)}" for side, mine in pair]
     else:
-        there = [side for side in sides if tokens[0] < len(side.rows.tokens)]
-        words = list(dict.fromkeys(before + tokens_words(side, tokens) for side in there))
+        with_token = [side for side in sides if tokens[0] < len(side.rows.tokens)]
+        words = list(dict.fromkeys(before + tokens_words(side, tokens) for side in with_token))
     return "\n".join(textwrap.wrap(" | ".join(words), 90)[:2])
 
 
@@ -171,7 +187,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[str]:
-    given = view.method if isinstance(view.method, GivenMaps) else None
+    given = view.method if isinstance(view.method, PrecomputedMaps) else None
     if given is not None and not given.has("layer"):
         yield "One map of all layers and heads together."
     else:
@@ -188,10 +204,10 @@ def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[
         else "no sink dimensions are known, so no sinks are marked"
         for side in sides
     ]
-    said = "; ".join(dict.fromkeys(marks)) if view.sinks else "sinks are not marked"
+    sinks_text = "; ".join(dict.fromkeys(marks)) if view.sinks else "sinks are not marked"
     method = method_of(view.method)
     source = f" ({method.source})" if method.source else ""
-    yield f"Method: {method.label}{source}. Normalisation: {normalisation}; {said}."
+    yield f"Method: {method.label}{source}. Normalisation: {normalisation}; {sinks_text}."
     yield from about_sides(sides, view.image)
 
 
@@ -201,8 +217,8 @@ def _views(view: View) -> list[View]:
 
 def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:
     """How the sides were made: prompt, interventions, model, image, settings; common parts once."""
-    made = [_made(side.trace, image) for side in sides]
-    for facts in zip(*made, strict=True):
+    summaries = [_side_summary(side.trace, image) for side in sides]
+    for facts in zip(*summaries, strict=True):
         if len(set(facts)) == 1:
             yield facts[0]
             continue
@@ -210,7 +226,7 @@ def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:
             yield f"{side.label}: {fact}"
 
 
-def _made(trace: GenerationTrace, image: int) -> tuple[str, ...]:
+def _side_summary(trace: GenerationTrace, image: int) -> tuple[str, ...]:
     var = _settings((trace.var or {}).get("settings") or {})
     model, grids = trace.model, trace.layout.grids
     grid = grids[min(image, len(grids) - 1)]
@@ -226,9 +242,9 @@ def _made(trace: GenerationTrace, image: int) -> tuple[str, ...]:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    said = (
+    decoding = (
         (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value)
         for name, value in settings.items()
         if value is not None and name not in ("layers", "heads")
     )
-    return ", ".join(f"{name} {value}" for name, value in said)
+    return ", ".join(f"{name} {value}" for name, value in decoding)

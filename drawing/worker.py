@@ -26,7 +26,7 @@ def load() -> Do:
     from sinkscope.capture.trace import GenerationTrace
     from sinkscope.drawing.files import Drawing, draw
     from sinkscope.methods.explain import method_of
-    from sinkscope.methods.given import Given, GivenMaps
+    from sinkscope.methods.precomputed import PrecomputedMaps, PrecomputedStack
     from sinkscope.methods.stack_file import open_stack
 
     def do(task: dict[str, Any], on_progress: Progress, stop: threading.Event) -> bool:
@@ -39,11 +39,13 @@ def load() -> Do:
                 return False
         drawing = Drawing.of(task["drawing"])
         if "given" in task:
-            there = [
-                Given(sides[label], tuple(tokens), open_stack(Path(file), sides[label].layout)[0])
+            traces = [
+                PrecomputedStack(
+                    sides[label], tuple(tokens), open_stack(Path(file), sides[label].layout)[0]
+                )
                 for label, tokens, file in task["given"]
             ]
-            method = GivenMaps(method_of(drawing.view.method), tuple(there))
+            method = PrecomputedMaps(method_of(drawing.view.method), tuple(traces))
             drawing = replace(drawing, view=replace(drawing.view, method=method))
         draw(sides, drawing, Path(task["path"]), on_progress, stop)
         return True

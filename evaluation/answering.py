@@ -15,7 +15,7 @@ from sinkscope.capture.answer import begin_with
 from sinkscope.capture.prefix import BatchPrefix, Prefix
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
 from sinkscope.capture.probes.base import Probe
-from sinkscope.capture.run import decide, distribution_errors_named, seeded
+from sinkscope.capture.run import decoding_for, distribution_errors_named, seeded
 from sinkscope.capture.session import Session, attached
 from sinkscope.config import Dialect, GenerationSettings
 from sinkscope.evaluation.methods import Method
@@ -74,7 +74,7 @@ def answer_rows(
     began = time.perf_counter()
     inputs = [row.prefix.inputs for row in rows]
     longest = max(one.layout.length for one in inputs)
-    decoding = decide(handle, settings, longest)
+    decoding = decoding_for(handle, settings, longest)
     tokens = [AnswerTokens(handle.tokenizer, row) for row in range(len(rows))]
     var = var_of(rows)
     prefix, start = begin_rows(handle, rows)
@@ -96,26 +96,29 @@ def answer_rows(
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),
         )
-    made = []
+    answers = []
     for index, row in enumerate(rows):
-        said = session[tokens[index]].finished()
+        generated = session[tokens[index]].finished()
         finish_reason = ending.finish_reason(index)
         changed, moved = 0.0, 0.0
         if row.method.var is not None:
-            changed, moved = var_activity(session[var], index, len(said))
-        made.append(
+            changed, moved = var_activity(session[var], index, len(generated))
+        answers.append(
             Answer(
-                "".join(token.text for token in (said[:-1] if finish_reason == "end" else said)),
+                "".join(
+                    token.text
+                    for token in (generated[:-1] if finish_reason == "end" else generated)
+                ),
                 finish_reason,
-                tuple(math.log(max(token.probability, _SMALLEST)) for token in said),
+                tuple(math.log(max(token.probability, _SMALLEST)) for token in generated),
                 None,
                 changed,
                 moved,
                 (time.perf_counter() - began) / len(rows),
-                tuple(token.id for token in said),
+                tuple(token.id for token in generated),
             )
         )
-    return made, session
+    return answers, session
 
 
 def var_of(rows: Sequence[Row]) -> VAR:
@@ -180,6 +183,8 @@ def count_sinks(
     else:
         return None
     prefix = prefixes[dims]
-    scores = torch.stack([own for layer, own in prefix.scores.items() if layer in acting])
+    scores = torch.stack(
+        [layer_scores for layer, layer_scores in prefix.scores.items() if layer in acting]
+    )
     vision = prefix.inputs.layout.vision_positions().to(scores.device)
     return int(above_threshold(scores[:, vision], tau, dialect).any(0).sum())

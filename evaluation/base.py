@@ -29,7 +29,7 @@ class Question:
         truth: the right answer, as the task's judges take it: a letter, a text, a tuple of
             annotators' answers, a set of objects. Only plain values: it is written to JSON.
         options: (letter, text) of a multiple choice; else empty.
-        category: BLINK's part, POPE's subset, MME's category; "" where there is none.
+        category: BLINK's part, POPE's subset, MME's category; "" if there is none.
         cluster: questions that share an image or a pair have the same one: they are resampled
             together and stay in one shard. By default the question's own id.
         fields: whatever else prompts, judges or metrics need; plain values.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sinkscope.capture.decoding import own_values
 from sinkscope.capture.probes.base import Probe
-from sinkscope.capture.run import checkpoint_decoding, decide
+from sinkscope.capture.run import checkpoint_decoding, decoding_for
 from sinkscope.capture.session import attached
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import (
@@ -35,9 +35,9 @@ from sinkscope.evaluation.answering import (
     var_activity,
     var_of,
 )
-from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
+from sinkscope.evaluation.lower_layers import LowerLayers, ReplacedStream, skipped_layers, stream_at
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import NO_LAYER, At
+from sinkscope.models.sites import NO_LAYER, SiteSelection
 
 MOST_NEW_TOKENS = 64  # above, a draft that is wrong early costs more than it saves
 PASS = 64  # a separate pass costs as much as this many tokens
@@ -46,7 +46,7 @@ MOST_LOGITS = 1 << 28  # of one pass: rows x positions x vocabulary
 
 @dataclass(frozen=True)
 class _Logits(Probe):
-    looks: tuple[At, ...] = (At("logits"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("logits"),)
 
 
 def can_check(handle: ModelHandle, settings: GenerationSettings) -> bool:
@@ -67,7 +67,7 @@ class Drafts:
     """
 
     answers: tuple[Answer, ...]
-    lower: Lower
+    lower: LowerLayers
 
 
 def draft_answers(
@@ -84,7 +84,7 @@ def draft_answers(
     layer = min(layer, handle.info.layers - 1)
     stream = stream_at(layer)
     answers, session = answer_rows(handle, settings, rows, [stream])
-    return Drafts(tuple(answers), Lower(layer, session[stream][layer], _suffix(rows)))
+    return Drafts(tuple(answers), LowerLayers(layer, session[stream][layer], _suffix(rows)))
 
 
 def _suffix(rows: Sequence[Row]) -> int:
@@ -111,14 +111,14 @@ def check_rows(
     Returns:
         A row's answer, without the count of its sinks; None if it differs from the draft.
     """
-    made: list[Answer | None] = [None] * len(rows)
+    answers: list[Answer | None] = [None] * len(rows)
     vocabulary = handle.model.config.get_text_config().vocab_size
     lengths = [len(drafts.answers[question].ids) for question in questions]
     for members in _passes(lengths, vocabulary):
         some = [rows[one] for one in members], [questions[one] for one in members]
         for one, answer in zip(members, _pass(handle, settings, *some, drafts), strict=True):
-            made[one] = answer
-    return made
+            answers[one] = answer
+    return answers
 
 
 def _passes(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
@@ -145,54 +145,55 @@ def _pass(
     drafts: Drafts,
 ) -> list[Answer | None]:
     prompts = [row.prefix.inputs for row in rows]
-    said = [drafts.answers[question] for question in questions]
-    longest = max(len(draft.ids) for draft in said)
+    answers = [drafts.answers[question] for question in questions]
+    longest = max(len(draft.ids) for draft in answers)
     # A shorter draft's tokens see nothing after it.
     ids = torch.tensor(
-        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in said]
+        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in answers]
     )
     prefix, start = begin_rows(handle, rows, ids[:, :-1])
     logits, var = _Logits(), var_of(rows)
     # One more token is generated and ignored: `generate` continues the positions correctly.
     one = dataclasses.replace(settings, max_new_tokens=1)
-    decoding = decide(handle, one, max(prompt.layout.length for prompt in prompts))
+    decoding = decoding_for(handle, one, max(prompt.layout.length for prompt in prompts))
     lower, suffix = drafts.lower, _suffix(rows)
-    given = Given(lower.layer, lower.of_rows(questions, suffix, suffix + longest - 1))
+    given = ReplacedStream(lower.layer, lower.of_rows(questions, suffix, suffix + longest - 1))
     with (
         attached(
             handle, prompts, [logits], [given, var], new_tokens=longest, prefix=prefix
         ) as session,
-        passed_over(handle.stack.layers[: lower.layer]),
+        skipped_layers(handle.stack.layers[: lower.layer]),
     ):
         handle.model.generate(  # type: ignore[operator]
             **start, generation_config=decoding.config, logits_to_keep=longest
         )
     (seen,) = session[logits][NO_LAYER]
     best, logs = _read(seen, ids.to(seen.device))
-    made: list[Answer | None] = []
-    for row, draft in enumerate(said):
+    accepted: list[Answer | None] = []
+    for row, draft in enumerate(answers):
         count = len(draft.ids)
-        own = logs[row][:count]
-        if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
-            made.append(None)
+        row_logs = logs[row][:count]
+        if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, row_logs)):
+            accepted.append(None)
             continue
         changed, moved = var_activity(session[var], row, count)
-        made.append(
+        accepted.append(
             dataclasses.replace(
                 draft,
-                log_probabilities=tuple(map(log_of, own)),
+                log_probabilities=tuple(map(log_of, row_logs)),
                 sinks=None,
                 rows_changed=changed,
                 mass_moved=moved,
             )
         )
-    return made
+    return accepted
 
 
 def _read(logits: Tensor, ids: Tensor) -> tuple[list[list[int]], list[list[float]]]:
     """Of logits (B, T, V): the most probable tokens, and the log-probability of `ids` (B, T)."""
     logs = [
-        torch.log_softmax(own.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-        for own, wanted in zip(logits, ids, strict=True)  # row by row: float32 takes twice as much
+        torch.log_softmax(row_logits.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
+        # Row by row: float32 takes twice as much.
+        for row_logits, wanted in zip(logits, ids, strict=True)
     ]
     return logits.argmax(-1).tolist(), torch.stack(logs).tolist()

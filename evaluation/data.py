@@ -24,7 +24,7 @@ from PIL import Image
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import open_image
 from sinkscope.records.hub import HUB, hub_name, hub_source
-from sinkscope.records.pictures import Beside, Pictures, picture, references_in
+from sinkscope.records.pictures import FolderPictures, Pictures, picture, references_in
 from sinkscope.records.record import Reference
 from sinkscope.records.sources import ALL_SUFFIXES, file_kind, file_source
 from sinkscope.records.text import Damaged
@@ -87,13 +87,13 @@ class Row:
         Raises:
             records.record.RecordError: a column holds no image.
         """
-        found = [
+        images = [
             reference
             for column in columns
             if self.values.get(column) is not None
             for reference in references_in(self.values[column], column)
         ]
-        return tuple(StoredPicture(reference, self.pictures) for reference in found)
+        return tuple(StoredPicture(reference, self.pictures) for reference in images)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Data:
             return
         before = 0  # rows of the files before
         for path in self.files[table]:
-            pictures = Beside((self.images or path.parent).absolute())
+            pictures = FolderPictures((self.images or path.parent).absolute())
             source = file_source(path, pictures, damaged=True)
             number = 0
             for number, values in source.rows():
@@ -135,9 +135,9 @@ class Data:
                 if isinstance(values, Damaged):
                     damage = values.reason
                 elif not isinstance(values, dict):
-                    damage = f"{where[:1].upper()}{where[1:]} is no object."
-                own = {} if damage else values
-                yield Row(own, before + number, where, pictures, table, damage)
+                    damage = f"{where[:1].upper()}{where[1:]} is not an object."
+                row_values = {} if damage else values
+                yield Row(row_values, before + number, where, pictures, table, damage)
             before += number
 
     def count(self, tables: Sequence[Table]) -> int | None:
@@ -199,13 +199,13 @@ def open_data(
             f"The data {given} {what}; allowed: a folder in the published layout, a file "
             f"({', '.join(ALL_SUFFIXES)}), or hub:owner/name[@revision]."
         )
-    found = _fingerprint(path, files)
-    if revision is not None and revision != found:
+    fingerprint = _fingerprint(path, files)
+    if revision is not None and revision != fingerprint:
         raise ValueError(
             f"The data {given} is not the one that the run was made with: its fingerprint is "
-            f"{found}, and {revision} is wanted."
+            f"{fingerprint}, and {revision} is wanted."
         )
-    return Data(given, found, tuple(files), files, images)
+    return Data(given, fingerprint, tuple(files), files, images)
 
 
 def column(row: Row, name: str) -> Any:
@@ -215,9 +215,9 @@ def column(row: Row, name: str) -> Any:
         ValueError: the data has no such column; the existing ones are named.
     """
     if name not in row.values:
-        there = ", ".join(list(map(str, row.values))[:MOST_NAMED]) or "none"
+        columns = ", ".join(list(map(str, row.values))[:MOST_NAMED]) or "none"
         raise ValueError(
-            f"The data has no column {name!r} ({row.where}); columns present: {there}."
+            f"The data has no column {name!r} ({row.where}); columns present: {columns}."
         )
     return row.values[name]
 
@@ -226,21 +226,21 @@ def _files(folder: Path, table: Table, tables: Sequence[Table]) -> tuple[Path, .
     """The files of a table in a folder, in the layout of the hub and the library datasets:
     `CONFIGURATION/SPLIT-00000-of-00003.parquet`, `data/SPLIT-...`, `CONFIGURATION/SPLIT/0000...`.
     """
-    there = sorted(
+    all_files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and file_kind(path.name) is not None and not path.name.startswith(".")
     )
-    found = [path for path in there if _is_of(path.relative_to(folder), table)]
-    if not found:
-        names = [path.relative_to(folder).as_posix() for path in there[:MOST_NAMED]]
+    matching = [path for path in all_files if _is_of(path.relative_to(folder), table)]
+    if not matching:
+        names = [path.relative_to(folder).as_posix() for path in all_files[:MOST_NAMED]]
         wanted = f"{table.configuration or 'data'}/{table.split}-*.parquet"
         missing = "" if len(tables) == 1 else f" ({len(tables)} tables are needed)"
         raise ValueError(
             f"The folder {folder} has no {wanted}{missing}; files present: "
             f"{', '.join(names) or 'none'}."
         )
-    return tuple(found)
+    return tuple(matching)
 
 
 def _is_of(path: Path, table: Table) -> bool:

@@ -19,11 +19,11 @@ from sinkscope.evaluation.methods import Method
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.var.checks import acting_layers
 from sinkscope.models.info import ModelInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
-class Lower:
+class LowerLayers:
     """The plain model's hidden states at the input of a layer.
 
     Attributes:
@@ -48,31 +48,34 @@ class Lower:
 def first_acting(info: ModelInfo, methods: Sequence[Method]) -> int:
     """The first layer in which one of the methods acts; the number of layers if none does."""
     layers = [acting_layers(one.var, info.layers) for one in methods if one.var is not None]
-    return min((min(own) for own in layers if own), default=info.layers)
+    return min(
+        (min(layers_of_method) for layers_of_method in layers if layers_of_method),
+        default=info.layers,
+    )
 
 
 def stream_at(layer: int) -> Values:
-    """The probe whose result at `layer` is `Lower.hidden`."""
-    return Values(At("block_in", (layer,)))
+    """The probe whose result at `layer` is `LowerLayers.hidden`."""
+    return Values(SiteSelection("block_in", (layer,)))
 
 
 @dataclass(frozen=True)
-class Given(Intervention):
+class ReplacedStream(Intervention):
     """Puts the residual stream of a whole pass (B, n, D) at the input of a layer."""
 
     layer: int
     hidden: Tensor
 
     @property
-    def edits(self) -> tuple[At, ...]:  # type: ignore[override]
-        return (At("block_in", (self.layer,)),)
+    def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
+        return (SiteSelection("block_in", (self.layer,)),)
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         return self.hidden.to(values.device)
 
 
 @contextmanager
-def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
+def skipped_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside the `with` these layers return their input, and keep no keys. They are restored at its
     end."""
     before = [vars(layer).get("forward") for layer in layers]
@@ -81,11 +84,11 @@ def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
             layer.forward = _same
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
+        for layer, stream in zip(layers, before, strict=True):
+            if stream is None:
                 vars(layer).pop("forward", None)
             else:
-                layer.forward = own
+                layer.forward = stream
 
 
 def _same(hidden_states: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:

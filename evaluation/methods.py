@@ -1,4 +1,4 @@
-"""Methods with all their settings: the requested ones (`evaluation.wanted`), completed from a
+"""Methods with all their settings: the requested ones (`evaluation.method_specs`), completed from a
 model's sink profile."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.config import VARSettings
-from sinkscope.evaluation.wanted import Wanted, var_settings
+from sinkscope.evaluation.method_specs import MethodSpec, var_settings
 from sinkscope.interventions.var.checks import validate_var
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile, check_fits, read_profile
@@ -23,7 +23,7 @@ class Method:
 
 
 def resolve(
-    methods: Sequence[Wanted], profile: SinkProfile | None, info: ModelInfo
+    methods: Sequence[MethodSpec], profile: SinkProfile | None, info: ModelInfo
 ) -> tuple[Method, ...]:
     """The methods with all their settings, checked against a model.
 
@@ -35,29 +35,29 @@ def resolve(
     Raises:
         ValueError: no sink dimensions are known, or a setting does not fit the model.
     """
-    made = []
+    methods_of_run = []
     for one in methods:
         if one.var is None:
-            made.append(Method(one.name))
+            methods_of_run.append(Method(one.name))
             continue
         values = dict(one.var)
-        own = profile
+        method_profile = profile
         if (file := values.pop("profile", None)) is not None:
-            own = read_profile(Path(file))
-            check_fits(own, info.id, info.family, info.hidden_size, info.layers)
-        if own is None and "dims" not in values:
+            method_profile = read_profile(Path(file))
+            check_fits(method_profile, info.id, info.family, info.hidden_size, info.layers)
+        if method_profile is None and "dims" not in values:
             raise ValueError(
                 f"The method {one.name} needs sink dimensions, but {info.id} has no sink profile; "
                 "give them (var:dims=...), or a profile (`sinkscope sinks find` makes one)."
             )
-        if own is not None:
-            values.setdefault("dims", own.dims)
-            if tuple(values["dims"]) == own.dims:
-                values.setdefault("tau", own.tau)
+        if method_profile is not None:
+            values.setdefault("dims", method_profile.dims)
+            if tuple(values["dims"]) == method_profile.dims:
+                values.setdefault("tau", method_profile.tau)
         settings = var_settings(one.name, values)
         try:
             validate_var(settings, info.hidden_size, info.layers, 1, info.heads)
         except ValueError as error:
             raise ValueError(f"The method {one.name}: {error}") from error
-        made.append(Method(one.name, settings))
-    return tuple(made)
+        methods_of_run.append(Method(one.name, settings))
+    return tuple(methods_of_run)

@@ -35,7 +35,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Plain values; `session` differs each time a run is resumed."""
     profile = None if handle.profile is None else dataclasses.asdict(handle.profile)
-    made = {
+    values = {
         "task": {"name": task.name, "about": task.about},
         "protocol": {
             "name": protocol.name,
@@ -72,7 +72,7 @@ def provenance(
             **host(handle),
         },
     }
-    return dict(plain_values(made))
+    return dict(plain_values(values))
 
 
 def host(handle: ModelHandle) -> dict[str, Any]:
@@ -82,13 +82,13 @@ def host(handle: ModelHandle) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of the libraries used; None for one that is not installed."""
-    made: dict[str, str | None] = {}
+    result: dict[str, str | None] = {}
     for name in LIBRARIES:
         try:
-            made[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            made[name] = None
-    return made
+            result[name] = None
+    return result
 
 
 def git_state() -> dict[str, Any] | None:

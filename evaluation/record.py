@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sinkscope.evaluation.base import Judged, Judgement
-from sinkscope.outside import OutsideError, parse_json
+from sinkscope.untrusted import UntrustedFileError, parse_json
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,16 @@ class AnswerRecord:
         """
         try:
             values = parse_json(line)
-        except OutsideError as error:
+        except UntrustedFileError as error:
             raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{where} is no JSON object.")
+            raise ValueError(f"{where} is not JSON object.")
         allowed = {one.name for one in dataclasses.fields(AnswerRecord)}
         if allowed != set(values):
             missing, unknown = sorted(allowed - set(values)), sorted(set(values) - allowed)
             raise ValueError(
-                f"{where} is no record of an evaluation: missing keys {missing}, unknown {unknown}."
+                f"{where} is not a record of an evaluation: missing keys {missing}, "
+                f"unknown {unknown}."
             )
         for one in dataclasses.fields(AnswerRecord):
             if not _fits(values[one.name], str(one.type)):

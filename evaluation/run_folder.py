@@ -16,18 +16,18 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     prompt_hash          SHA-256 of all that the model was given: texts, images' pixels, system
                          prompt, image bounds, token limit. The same for every method of a question;
                          "" where an image or the row could not be read or taken by the model
-    answer               text; null where there is an error
+    answer               text; null if there is an error
     extraction           text: what the judge took the answer to be; null where it made nothing of
                          it
-    score                number from 0 to 1 (`Judgement.score`); null where there is an error
+    score                number from 0 to 1 (`Judgement.score`); null if there is an error
     details              object: `Judgement.details`
     truth, category, cluster, fields
                          of the question, as `evaluation.base.Question` has them (tuples are lists)
     log_probabilities    list of numbers: of each answer token, in nats, as the model gave it; null
-                         where there is an error
-    finish               "end" or "length", as `GenerationTrace.finish`; null with an error
+                         if there is an error
+    finish               "end" or "length", as `GenerationTrace.finish_reason`; null with an error
     sinks                whole number: vision tokens that VAR's dimensions and threshold (or the
-                         profile's, for `default`) mark in at least one layer; null where nothing is
+                         profile's, for `default`) mark in at least one layer; null if nothing is
                          known about sinks
     rows_changed         number from 0 to 1: share of (layer, head, query row) that VAR changed;
                          0 for `default`
@@ -35,7 +35,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     seconds              of this answer; shared work is split evenly among those that share it
     error                null, or text: why there is no score. Such a record counts in no metric,
                          and the run is not complete; the next run into the folder tries it again
-    host                 object: host name, process, device. `seconds` and `host` alone may differ
+    host                 object: host name, process, device. Only `seconds` and `host` may differ
                          between two runs of one configuration
 
 A question's records are adjacent, one per method, and are written at once. A half-written end left
@@ -55,7 +55,7 @@ from typing import Any, BinaryIO
 
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, Shard, read_config
-from sinkscope.outside import INFINITE, open_regular, read_json
+from sinkscope.untrusted import INFINITE, open_regular, read_json
 from sinkscope.utils import write_atomically
 
 try:
@@ -77,7 +77,7 @@ class Run:
     """A run, read from its folder.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         config: what it was made by.
         provenance: of the whole run, or of its first shard.
         summaries: one per file of records.
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> Run:
         ValueError: the folder holds no run; the text says what is missing.
     """
     if not (folder / CONFIG).is_file():
-        what = f"has no {CONFIG}" if folder.is_dir() else "is no folder"
+        what = f"has no {CONFIG}" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{folder} {what}; allowed: a folder of `sinkscope evaluate run`.")
     files = sorted(folder.glob("records*.jsonl"), key=_shard_of)
     if not files:
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> Run:
     counts = {_shard_of(path)[1] for path in files}
     if len(counts) > 1:
         raise ValueError(f"The run {folder} has shards of several numbers: {sorted(counts)}.")
-    there = {_shard_of(path)[0] for path in files}
+    shards = {_shard_of(path)[0] for path in files}
     tails = [path.stem.removeprefix("records") for path in files]
     summaries = [folder / f"summary{tail}.json" for tail in tails]
     first = folder / f"provenance{tails[0]}.json"
@@ -134,7 +134,7 @@ def read_run(folder: Path) -> Run:
         _json(first) if first.is_file() else {},
         tuple(_json(path) for path in summaries if path.is_file()),
         tuple(files),
-        tuple(number for number in range(1, counts.pop() + 1) if number not in there),
+        tuple(number for number in range(1, counts.pop() + 1) if number not in shards),
     )
 
 
@@ -214,14 +214,14 @@ class RunFolder:
 
     def note_session(self, values: dict[str, Any]) -> None:
         """Write the provenance; a later session is added to the first."""
-        made = _json(self._provenance) if self._provenance.is_file() else {}
-        sessions = [*made.get("sessions", []), values.pop("session")]
-        _write_json(self._provenance, {**(made or values), "sessions": sessions})
+        provenance = _json(self._provenance) if self._provenance.is_file() else {}
+        sessions = [*provenance.get("sessions", []), values.pop("session")]
+        _write_json(self._provenance, {**(provenance or values), "sessions": sessions})
 
     def _check(self) -> None:
         if (self.folder / CONFIG).exists():
-            there = read_config(self.folder / CONFIG)
-            if differs := there.differences(self.config):
+            stored = read_config(self.folder / CONFIG)
+            if differs := stored.differences(self.config):
                 raise ValueError(
                     f"The folder {self.folder} holds another run: {'; '.join(differs[:5])}. Give "
                     "another folder, or the settings of that run."
@@ -313,15 +313,15 @@ def _records(path: Path) -> Iterator[tuple[int, AnswerRecord]]:
 
 
 def _shard_of(path: Path) -> tuple[int, int]:
-    found = _NUMBERED.fullmatch(path.name)
-    return (int(found[1]), int(found[2])) if found else (1, 1)
+    match = _NUMBERED.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match else (1, 1)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    made = read_json(path, "The file", INFINITE)
-    if not isinstance(made, dict):
-        raise ValueError(f"The file {path.name} is damaged, because it is no JSON object.")
-    return made
+    values = read_json(path, "The file", INFINITE)
+    if not isinstance(values, dict):
+        raise ValueError(f"The file {path.name} is damaged, because it is not JSON object.")
+    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -21,13 +21,13 @@ from sinkscope.evaluation.base import Judge, Protocol
 from sinkscope.evaluation.data import open_data
 from sinkscope.evaluation.judges.listed import judge_named
 from sinkscope.evaluation.judges.llm import LlmSettings, llm_judge
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.methods import Method, resolve
 from sinkscope.evaluation.provenance import provenance
 from sinkscope.evaluation.run_folder import RunFolder
 from sinkscope.evaluation.session import Prepared, Session, Summary, items_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Plan
 from sinkscope.jobs.job import Progress
 from sinkscope.models.loading import ModelHandle
@@ -143,7 +143,7 @@ def settled(
             dtype=handle.info.dtype,  # type: ignore[arg-type]
         ),
         tuple(
-            Wanted(one.name, None if one.var is None else dataclasses.asdict(one.var))
+            MethodSpec(one.name, None if one.var is None else dataclasses.asdict(one.var))
             for one in methods
         ),
     )

@@ -13,12 +13,12 @@ from typing import Any
 
 from sinkscope.evaluation.base import Faulty, Judge, Judgement, Protocol, Question
 from sinkscope.evaluation.data import Data
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
 from sinkscope.evaluation.settings import MOST_SHARDS, RunConfig, RunSettings, Shard
 from sinkscope.evaluation.tasks.base import Item, Task
-from sinkscope.evaluation.wanted import Wanted
-from sinkscope.evaluation.work import Done, Plan, Work, work
+from sinkscope.evaluation.work import Plan, Work, WorkResult, work
 from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.sinks.engine import Engine
 from sinkscope.utils import plain_values, sha256
@@ -151,14 +151,14 @@ class Session:
             name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
             twice = name in self.seen
             self.seen.add(name)
-            lot = lot_of(item.cluster)
+            lot = bucket_of(item.cluster)
             if lot % self.shard.count != self.shard.number - 1:
                 continue
             self.questions += 1
             if index in self.out.done:
                 self._count(item.id, None)
             if twice:
-                self._fault(index, item, f"The id {item.id} stands in the data twice.")
+                self._fault(index, item, f"The id {item.id} is in the data twice.")
             elif isinstance(item, Faulty):
                 self._fault(index, item, item.reason)
             else:
@@ -170,7 +170,7 @@ class Session:
                 system = protocol.system if item.system is None else item.system
                 yield lot, index, item, Work(item.pictures, prompt, system)
 
-    def _write(self, index: int, question: Question, done: Done) -> None:
+    def _write(self, index: int, question: Question, done: WorkResult) -> None:
         if index in self.out.done:
             return
         records = [
@@ -182,10 +182,15 @@ class Session:
 
     def _fault(self, index: int, item: Item, reason: str) -> None:
         question = Question(item.id, "", (), None, (), item.category, item.cluster)
-        self._write(index, question, Done(error=reason))
+        self._write(index, question, WorkResult(error=reason))
 
     def _record(
-        self, index: int, question: Question, method: Wanted, done: Done, index_of_method: int
+        self,
+        index: int,
+        question: Question,
+        method: MethodSpec,
+        done: WorkResult,
+        index_of_method: int,
     ) -> AnswerRecord:
         answer = done.answers[index_of_method] if done.answers else None
         judged, error = None, done.error
@@ -229,8 +234,8 @@ class Session:
             if len(self.failures) < MOST_LISTED:
                 self.failures.append((name, error))
         if self.on_progress is not None:
-            said = f"{self.failed} failed" if self.failed else ""
-            self.on_progress(self.answered + self.failed, self.total, said)
+            failed = f"{self.failed} failed" if self.failed else ""
+            self.on_progress(self.answered + self.failed, self.total, failed)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise ValueError(
                 f"{MOST_IN_A_ROW} questions in a row failed, the last one: {error} The run was "
@@ -260,16 +265,16 @@ def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
     Raises:
         ValueError: the question cannot be judged.
     """
-    made = prepared.judge.judge(answer, question)
-    own = prepared.protocol.judge
-    if prepared.judge is own:
-        return made
-    beside = own.judge(answer, question)
-    ours = {"judge": own.name, "score": beside.score, "extraction": beside.extraction}
-    return dataclasses.replace(made, details={**made.details, "own": ours})
+    result = prepared.judge.judge(answer, question)
+    protocol_judge = prepared.protocol.judge
+    if prepared.judge is protocol_judge:
+        return result
+    beside = protocol_judge.judge(answer, question)
+    ours = {"judge": protocol_judge.name, "score": beside.score, "extraction": beside.extraction}
+    return dataclasses.replace(result, details={**result.details, "own": ours})
 
 
-def lot_of(cluster: str) -> int:
+def bucket_of(cluster: str) -> int:
     """Which of `MOST_SHARDS` lots a cluster is in, whole: by a hash of its name."""
     return int(sha256(cluster.encode("utf-8", "surrogatepass"))[:15], 16) % MOST_SHARDS
 
@@ -277,12 +282,12 @@ def lot_of(cluster: str) -> int:
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
     """Questions and faulty rows, in the data's order, of the requested parts, up to the limit. A
     damaged row of unknown part is included."""
-    found = prepared.task.read(prepared.data)
+    items = prepared.task.read(prepared.data)
     if run.parts:
         wanted = {*run.parts}
-        found = (
+        items = (
             item
-            for item in found
+            for item in items
             if item.category in wanted or (isinstance(item, Faulty) and not item.category)
         )
-    return itertools.islice(found, run.limit)
+    return itertools.islice(items, run.limit)

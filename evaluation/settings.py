@@ -19,11 +19,11 @@ from typing import Any, Literal
 import tomlkit
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
-from sinkscope.evaluation.wanted import Wanted, distinct
-from sinkscope.outside import read_toml
+from sinkscope.evaluation.method_specs import MethodSpec, distinct
 from sinkscope.setting import REQUIRED, check, explained, like, setting
 from sinkscope.setting.checks import shown
 from sinkscope.sinks.settings import EngineSettings
+from sinkscope.untrusted import read_toml
 
 MOST_QUESTIONS = 10**9
 MOST_SHARDS = 32  # questions are spread over this many lots, by cluster
@@ -34,9 +34,11 @@ MOST_SHARDS = 32  # questions are spread over this many lots, by cluster
 class RunSettings:
     """Which questions are asked, and how they are judged."""
 
-    task: str = setting(REQUIRED, "The benchmark: demo, jsonl, blink, pope, ...; see the tasks.")
+    task: str = setting(
+        REQUIRED, "The benchmark: demo, jsonl, blink, pope, ...; `evaluate tasks` lists them."
+    )
     protocol: str = setting(
-        "fixed", "Whose prompts and scores: fixed, lmms-eval, vlmevalkit or var-paper."
+        "fixed", "Prompts and scores of: fixed, lmms-eval, vlmevalkit or var-paper."
     )
     data: str | None = setting(
         None,
@@ -46,11 +48,11 @@ class RunSettings:
     data_revision: str | None = setting(
         None,
         "The required revision of the data: the hub's commit, or the files' fingerprint.",
-        left_out="what there is",
+        left_out="any",
     )
     images: str | None = setting(
         None,
-        "Folder in which the image names of a file start.",
+        "Folder that a file's image names are relative to.",
         metavar="FOLDER",
         left_out="the file's own",
     )
@@ -65,16 +67,16 @@ class RunSettings:
     )
     judge: str | None = setting(
         None,
-        "A judge instead of the protocol's, whose judgement is then kept as well.",
+        "A judge instead of the protocol's; the protocol's judgement is kept as well.",
         left_out="the protocol's",
     )
     judge_model: str | None = setting(
-        None, "Of the judge llm: the name of a model at its endpoint.", left_out="none"
+        None, "For the judge llm: the name of a model at its endpoint.", left_out="none"
     )
     judge_url: str | None = setting(
-        None, "Of the judge llm: an OpenAI-compatible endpoint.", left_out="OpenAI's own"
+        None, "For the judge llm: an OpenAI-compatible endpoint.", left_out="OpenAI's own"
     )
-    seed: int = setting(0, "Of sampling, where the checkpoint samples.", low=0, high=HIGHEST_SEED)
+    seed: int = setting(0, "Seed, if the checkpoint samples.", low=0, high=HIGHEST_SEED)
     batch_tokens: int = setting(
         16_384,
         "Maximum tokens of a batch: rows times the longest prompt with its new tokens. 0 asks each "
@@ -85,7 +87,7 @@ class RunSettings:
     model_revision: str | None = setting(
         None,
         "The required revision of the loaded model: a commit, or a folder's fingerprint.",
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ class RunConfig:
 
     run: RunSettings
     model: ModelSettings = field(default_factory=ModelSettings)
-    methods: tuple[Wanted, ...] = (Wanted("default"),)
+    methods: tuple[MethodSpec, ...] = (MethodSpec("default"),)
 
     def __post_init__(self) -> None:
         distinct(self.methods)
@@ -151,16 +153,16 @@ class RunConfig:
 
     def toml(self) -> str:
         """The file's text."""
-        made = self.as_dict()
+        values = self.as_dict()
         methods = [
             {**method, "var": _given(method["var"])} if "var" in method else method
-            for method in made["methods"]
+            for method in values["methods"]
         ]
-        made = {"run": made["run"], "model": made["model"], "methods": methods}
+        values = {"run": values["run"], "model": values["model"], "methods": methods}
         head = (
             "# Made by `sinkscope evaluate run`; `--config` with this file makes the same run.\n\n"
         )
-        return head + tomlkit.dumps(made)
+        return head + tomlkit.dumps(values)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -169,20 +171,20 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ValueError: it cannot be read, is not TOML, or a table, key or value is not allowed.
     """
-    made = read_toml(path, "The file")
-    unknown = [table for table in made if table not in ("run", "model", "methods")]
+    values = read_toml(path, "The file")
+    unknown = [table for table in values if table not in ("run", "model", "methods")]
     if unknown:
         raise ValueError(
             f"{path.name} has {shown(unknown[0])}; allowed: [run], [model], [[methods]]."
         )
-    if "run" not in made:
+    if "run" not in values:
         raise ValueError(f"{path.name} has no table [run].")
-    methods = made.get("methods", [{"name": "default"}])
+    methods = values.get("methods", [{"name": "default"}])
     if not isinstance(methods, list) or not all(isinstance(one, dict) for one in methods):
-        raise ValueError(f"{path.name}: methods is no list of tables; allowed: [[methods]].")
+        raise ValueError(f"{path.name}: methods is not a list of tables; allowed: [[methods]].")
     return RunConfig(
-        from_mapping(RunSettings, made["run"], f"{path.name} [run]"),
-        from_mapping(ModelSettings, made.get("model", {}), f"{path.name} [model]"),
+        from_mapping(RunSettings, values["run"], f"{path.name} [run]"),
+        from_mapping(ModelSettings, values.get("model", {}), f"{path.name} [model]"),
         tuple(_method(one, path) for one in methods),
     )
 
@@ -213,19 +215,21 @@ class Shard:
         Raises:
             ValueError: it is none.
         """
-        if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())) is None:
+        if (match := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())) is None:
             raise ValueError(f"shard is {text!r}; allowed: 1/N to N/N, such as 2/4.")
-        return Shard(int(found[1]), int(found[2]))
+        return Shard(int(match[1]), int(match[2]))
 
 
-def _method(made: Mapping[str, Any], path: Path) -> Wanted:
-    unknown = [key for key in made if key not in ("name", "var")]
-    name, var = made.get("name"), made.get("var")
+def _method(values: Mapping[str, Any], path: Path) -> MethodSpec:
+    unknown = [key for key in values if key not in ("name", "var")]
+    name, var = values.get("name"), values.get("var")
     if unknown or not isinstance(name, str) or not name or not isinstance(var, dict | None):
-        raise ValueError(f"{path.name}: a method is {dict(made)}; allowed: name, and a table var.")
+        raise ValueError(
+            f"{path.name}: a method is {dict(values)}; allowed: name, and a table var."
+        )
     if var is None:
-        return Wanted(name)
-    return Wanted(name, {k: tuple(v) if isinstance(v, list) else v for k, v in var.items()})
+        return MethodSpec(name)
+    return MethodSpec(name, {k: tuple(v) if isinstance(v, list) else v for k, v in var.items()})
 
 
 def _whole(value: object, low: int) -> bool:
@@ -238,16 +242,16 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """`run.limit` and so on; methods by their names, with their index."""
-    made: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for table in ("run", "model"):
-        made |= {f"{table}.{key}": value for key, value in values[table].items()}
-    made["methods"] = [one["name"] for one in values["methods"]]
+        flat |= {f"{table}.{key}": value for key, value in values[table].items()}
+    flat["methods"] = [one["name"] for one in values["methods"]]
     for one in values["methods"]:
         for key, value in (one.get("var") or {}).items():
             if value is not None:
                 plain = list(value) if isinstance(value, tuple) else value
-                made[f"method {one['name']}: {key}"] = plain
-    return made
+                flat[f"method {one['name']}: {key}"] = plain
+    return flat
 
 
 def _word(value: Any) -> str:

@@ -15,10 +15,10 @@ import torch
 
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import Answer
-from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.base import Picture
 from sinkscope.evaluation.methods import Method
 from sinkscope.evaluation.provenance import host
+from sinkscope.evaluation.question_batches import ModelQuestion, PreparedQuestion, answer_questions
 from sinkscope.models.loading import ModelHandle
 
 
@@ -52,14 +52,14 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Done:
+class WorkResult:
     """What came of it: one answer a method, or an error.
 
     Attributes:
-        prompt_hash: of what was asked; "" where it could not be put together.
+        prompt_hash: hash of the prompt; "" if it could not be built.
         answers: in the order of the methods; empty with an error.
         error: in words; None where all went well.
-        host: where it was made.
+        host: the machine that made it.
     """
 
     prompt_hash: str = ""
@@ -68,26 +68,26 @@ class Done:
     host: Mapping[str, Any] = field(default_factory=dict)
 
 
-def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[Done, ...]:
+def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[WorkResult, ...]:
     """Ask a few questions, those that fit in one batch.
 
     Never raises for a question's sake: a fault of one is none of the others. After an error that is
     no question's own (a full device, a file system that is away) each is asked by itself, up to
     `plan.retries` times.
     """
-    done: dict[int, Done] = {}
-    ready: dict[int, Ready] = {}
+    done: dict[int, WorkResult] = {}
+    ready: dict[int, PreparedQuestion] = {}
     for index, one in enumerate(given):
-        made = _prepared(plan, handle, one)
-        if isinstance(made, Done):
-            done[index] = made
+        prepared = _prepared(plan, handle, one)
+        if isinstance(prepared, WorkResult):
+            done[index] = prepared
         else:
-            ready[index] = made
+            ready[index] = prepared
     where = host(handle)
     try:
-        answers = ask(handle, list(ready.values()), plan.methods, plan.batch_tokens)
-        for (index, asked), each in zip(ready.items(), answers, strict=True):
-            done[index] = Done(asked.asked.fingerprint(), each, None, where)
+        answers = answer_questions(handle, list(ready.values()), plan.methods, plan.batch_tokens)
+        for (index, asked), answer in zip(ready.items(), answers, strict=True):
+            done[index] = WorkResult(asked.question.fingerprint(), answer, None, where)
     except Exception as fault:
         first = _words(fault)
         _free()
@@ -97,13 +97,13 @@ def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[Done, 
     return tuple(done[index] for index in range(len(given)))
 
 
-def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> Ready | Done:
+def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> PreparedQuestion | WorkResult:
     """The question as the model takes it, or why there is none."""
     error = ""
     for _ in range(plan.retries + 1):
         try:
             images = tuple(picture() for picture in given.pictures)
-            asked = Ask(
+            asked = ModelQuestion(
                 images,
                 given.prompt,
                 plan.settings,
@@ -111,30 +111,32 @@ def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> Ready | Done:
                 plan.min_pixels,
                 plan.max_pixels,
             )
-            return Ready(asked, asked.inputs(handle))
+            return PreparedQuestion(asked, asked.inputs(handle))
         except ValueError as fault:  # an image, a prompt, a setting: the same the next time
-            return Done("", (), str(fault), host(handle))
+            return WorkResult("", (), str(fault), host(handle))
         except Exception as fault:  # whatever it is, the other questions can still be asked
             error = _words(fault)
-    return Done("", (), error, host(handle))
+    return WorkResult("", (), error, host(handle))
 
 
-def _alone(plan: Plan, handle: ModelHandle, one: Ready, tries: int, error: str) -> Done:
+def _alone(
+    plan: Plan, handle: ModelHandle, one: PreparedQuestion, tries: int, error: str
+) -> WorkResult:
     """One question by itself, after its batch has failed."""
-    prompt_hash, where = one.asked.fingerprint(), host(handle)
+    prompt_hash, where = one.question.fingerprint(), host(handle)
     for _ in range(tries):
         try:
-            (answers,) = ask(handle, [one], plan.methods)
-            return Done(prompt_hash, answers, None, where)
+            (answers,) = answer_questions(handle, [one], plan.methods)
+            return WorkResult(prompt_hash, answers, None, where)
         except Exception as fault:
             error = _words(fault)
         _free()
-    return Done(prompt_hash, (), error, where)
+    return WorkResult(prompt_hash, (), error, where)
 
 
 def _words(fault: Exception) -> str:
-    said = str(fault).strip() or "no message"
-    return said if isinstance(fault, ValueError) else f"{type(fault).__name__}: {said}"
+    message = str(fault).strip() or "no message"
+    return message if isinstance(fault, ValueError) else f"{type(fault).__name__}: {message}"
 
 
 def _free() -> None:

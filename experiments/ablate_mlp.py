@@ -33,7 +33,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.project import ProjectOut
 from sinkscope.interventions.scale import Scale
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
 
@@ -61,10 +61,10 @@ def run(study: Study, settings: AblateMLPSettings) -> Findings:
         down = study.handle.stack.mlp(settings.layer).down.weight.detach()
         basis = orthonormal(down[:, top.to(down.device)].cpu())
     arms = _Arms(study, settings, basis)
-    for case, inputs in study.each(f"Ablating layer {settings.layer}"):
+    for case, inputs in study.prepared_cases(f"Ablating layer {settings.layer}"):
         positions = tuple(sorted({*case.positions, *case.others}))
         probe = AtTokens(("mlp_out",), positions, (settings.layer,))
-        plain = study.passed(case, inputs, [probe])
+        plain = study.forward_pass(case, inputs, [probe])
         written = plain.session[probe].layer("mlp_out", settings.layer)
         arms.measure(case, plain, dict(zip(positions, written, strict=True)))
     return _findings(study, settings, arms, top)
@@ -90,32 +90,32 @@ class _Arms:
     def measure(self, case: Case, plain: Pass, written: dict[int, Tensor]) -> None:
         """One sample: `written` is the MLP's output by position."""
         study, settings, effects = self.study, self.settings, self.effects
-        own = case.groups[study.sink]
-        self.sinks.append(self._projection(written, own))
+        sinks = case.groups[study.sink]
+        self.sinks.append(self._projection(written, sinks))
         self.ordinary.append(self._projection(written, case.others))
         effects.measure(PLAIN, case, plain, [])
         if self.basis is None:
             limit = float(
                 torch.stack([written[p].norm() for p in case.groups[study.reference]]).mean()
             )
-            factors = [min(1.0, limit / max(1e-300, float(written[p].norm()))) for p in own]
+            factors = [min(1.0, limit / max(1e-300, float(written[p].norm()))) for p in sinks]
             factor = sum(factors) / len(factors)
-            effects.measure(ABLATED, case, plain, [Scale(self._at(own), limit)])
+            effects.measure(ABLATED, case, plain, [Scale(self._at(sinks), limit)])
             same: list[Sequence[Intervention]] = [
                 [Scale(self._at(tokens), factor=factor)] if factor < 1 else []
                 for tokens in study.random(case)
             ]
             effects.measure(TOKENS, case, plain, *same)
-            self._what_stays(written, own, case.others, limit)
+            self._what_stays(written, sinks, case.others, limit)
             return
-        effects.measure(ABLATED, case, plain, [ProjectOut(self._at(own), self.basis)])
+        effects.measure(ABLATED, case, plain, [ProjectOut(self._at(sinks), self.basis)])
         draws = range(study.settings.controls)
         effects.measure(
             DIRECTION,
             case,
             plain,
             *(
-                [ProjectOut(self._at(own), random_basis(self.basis, study.settings.seed + draw))]
+                [ProjectOut(self._at(sinks), random_basis(self.basis, study.settings.seed + draw))]
                 for draw in draws
             ),
         )
@@ -128,23 +128,27 @@ class _Arms:
         if settings.each_layer:
             self.by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
             for layer in range(settings.layer + 1, study.layers):
-                at = At("block_in", (layer,), own)
+                at = SiteSelection("block_in", (layer,), sinks)
                 self.by_layer.measure(str(layer), case, plain, [ProjectOut(at, self.basis)])
 
     def _what_stays(
-        self, written: dict[int, Tensor], own: Sequence[int], others: Sequence[int], limit: float
+        self,
+        written: dict[int, Tensor],
+        sink_positions: Sequence[int],
+        others: Sequence[int],
+        limit: float,
     ) -> None:
         """The projection of the cut output on the sinks' own direction, compared with other
         tokens."""
-        sinks = torch.stack([written[p] for p in own])
+        sinks = torch.stack([written[p] for p in sink_positions])
         direction = unit(sinks.mean(0))
         cut = unit(sinks) * torch.linalg.vector_norm(sinks, dim=-1).clamp(max=limit)[:, None]
         ordinary = torch.stack([written[p] for p in others])
         self.stays.append(float((cut @ direction).mean()))
         self.beside.append(float((ordinary @ direction).abs().mean()))
 
-    def _at(self, positions: tuple[int, ...]) -> At:
-        return At("mlp_out", (self.settings.layer,), positions)
+    def _at(self, positions: tuple[int, ...]) -> SiteSelection:
+        return SiteSelection("mlp_out", (self.settings.layer,), positions)
 
     def _projection(self, written: dict[int, Tensor], positions: Sequence[int]) -> Tensor:
         """(n,): norm of the MLP's output in the span, or of all of it."""
@@ -172,7 +176,7 @@ def _findings(
         "layer": settings.layer,
         "top": None if top is None else top.tolist(),
         "removed": causal.removed.value,
-        "controls": {name: own.value for name, own in causal.controls.items()},
+        "controls": {name: control.value for name, control in causal.controls.items()},
         "auc": special.auc.value,
     }
     change = study.resampling.mean(arms.effects.logs(ABLATED) - arms.effects.logs(PLAIN))
@@ -181,50 +185,53 @@ def _findings(
         if top is not None
         else f"With the MLP's output of layer {settings.layer} cut to the reference tokens' norm"
     )
-    said = [
+    summary = [
         f"{change_made}, {causal.gone} in layers {later.start} to {later.stop - 1}; the answer's "
-        f"log-probability changes by {change} nats a token."
+        f"log-probability changes by {change} nats per token."
     ]
     if top is None:
         stays, beside = (sum(values) / len(values) for values in (arms.stays, arms.beside))
         values |= {"along_own_direction": stays, "ordinary_along_it": beside}
-        said.append(
-            "The cut keeps the output's direction: along the sinks' own it is still "
-            f"{stays:.3g}, where ordinary tokens have {beside:.3g} (mean size)."
+        summary.append(
+            "The cut keeps the output's direction: along it the sinks still have "
+            f"{stays:.3g}, ordinary tokens {beside:.3g} (mean absolute value)."
         )
     if top is not None:
-        said.append(f"Top neurons: {', '.join(map(str, top.tolist()))}.")
+        summary.append(f"Top neurons: {', '.join(map(str, top.tolist()))}.")
     if arms.by_layer.arms:
         table, chart = _one_at_a_time(study, arms.by_layer, later)
         tables.append(table)
         charts.append(chart)
     charts.append(_histogram(arms, factor))
-    return Findings(tuple(said), tuple(tables), tuple(charts), judged, values)
+    return Findings(tuple(summary), tuple(tables), tuple(charts), judged, values)
 
 
 def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table, Chart]:
     """The span removed from one later layer's input: the effect in that layer and after it."""
-    found = {
+    removed = {
         layer: effects.causal(str(layer), [], range(layer, study.layers)).removed for layer in later
     }
     table = Table(
         "one_layer_at_a_time",
-        "span(Q) taken out of one later layer's input at the sinks",
+        "span(Q) removed from one later layer's input at the sinks",
         ("layer", "removed", "removed_low", "removed_high"),
-        tuple((layer, *numbers((own.value, own.low, own.high))) for layer, own in found.items()),
+        tuple(
+            (layer, *numbers((interval.value, interval.low, interval.high)))
+            for layer, interval in removed.items()
+        ),
         note="removed: share of the excess attention in this layer and all behind it.",
     )
     chart = Chart(
         "one_layer_at_a_time",
-        "span(Q) taken out of one later layer's input",
+        "span(Q) removed from one later layer's input",
         "lines",
-        tuple(found),
+        tuple(removed),
         (
             Series(
                 "removed",
-                numbers([own.value for own in found.values()]),
-                numbers([own.low for own in found.values()]),
-                numbers([own.high for own in found.values()]),
+                numbers([interval.value for interval in removed.values()]),
+                numbers([interval.low for interval in removed.values()]),
+                numbers([interval.high for interval in removed.values()]),
                 ABLATED,
             ),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sinkscope.capture.again import prepared_again, var_settings_of
+from sinkscope.capture.saved_prompt import prepare_saved_prompt, var_settings_of
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.models.family import PromptInputs
@@ -13,7 +13,7 @@ from sinkscope.models.token_texts import TextPieces
 
 
 @dataclass(frozen=True)
-class Answered:
+class PromptAndAnswer:
     """A prompt and an answer to it.
 
     Attributes:
@@ -33,7 +33,7 @@ class Answered:
             raise ValueError("The answer has no token; there is nothing whose probability changes.")
 
 
-def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
+def prompt_and_answer(handle: ModelHandle, trace: GenerationTrace) -> PromptAndAnswer:
     """The prompt and answer of a run, to be read again by the model that made it.
 
     Raises:
@@ -41,18 +41,18 @@ def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
             prepared with a system message, earlier turns or other image sizes); or the run has no
             answer token.
     """
-    inputs, var = prepared_again(handle, trace), var_settings_of(trace)
+    inputs, var = prepare_saved_prompt(handle, trace), var_settings_of(trace)
     ids, texts = (tuple(getattr(token, what) for token in trace.tokens) for what in ("id", "text"))
-    return Answered(inputs, ids, texts, var)
+    return PromptAndAnswer(inputs, ids, texts, var)
 
 
-def answered_text(
+def prompt_and_text(
     handle: ModelHandle, inputs: PromptInputs, text: str, var: VARSettings | None = None
-) -> Answered:
+) -> PromptAndAnswer:
     """A prompt and any text as its answer; special tokens written in it stay plain text."""
     tokenizer = handle.tokenizer
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     pieces = TextPieces(tokenizer)
     for token in ids:
         pieces.add(token)
-    return Answered(inputs, tuple(ids), tuple(pieces.finish()), var)
+    return PromptAndAnswer(inputs, tuple(ids), tuple(pieces.finish()), var)

@@ -99,7 +99,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         "decompose-mlp-in",
-        "Which direction of the MLP's input switches these neurons on, and is it the cause?",
+        "Which direction of the MLP's input activates these neurons, and is it the cause?",
         DecomposeMLPInSettings,
         "decompose_mlp_in",
         answers=True,
@@ -133,7 +133,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         "sink-tokens",
-        "Which words do the sinks decode to, and do these words give them away?",
+        "Which words do the sinks decode to, and do these words identify them?",
         SinkTokensSettings,
         "sink_tokens",
         least=2,

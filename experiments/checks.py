@@ -33,7 +33,7 @@ def check_reference(asked: StudySettings) -> None:
     """
     if asked.tokens is not None and len(asked.tokens) < 2:
         raise ValueError(
-            f"tokens has {asked.tokens[0]} alone; this experiment holds the sinks against a "
+            f"tokens has only {asked.tokens[0]}; this experiment compares the sinks with a "
             "second group: give two or more, such as sinks,ordinary or 0,1,8."
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table, said
+from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table, setting_text
 
 MOST_NAMED = 3  # settings that distinguish two results in their names
 
@@ -71,9 +71,9 @@ def _names(one: Result, other: Result) -> tuple[str, str]:
     for part in ("experiment", "study"):
         a, b = one.settings.get(part, {}), other.settings.get(part, {})
         differs += [
-            (f"{name} {said(a.get(name))}", f"{name} {said(b.get(name))}")
+            (f"{name} {setting_text(a.get(name))}", f"{name} {setting_text(b.get(name))}")
             for name in (*a, *(name for name in b if name not in a))
-            if said(a.get(name)) != said(b.get(name))
+            if setting_text(a.get(name)) != setting_text(b.get(name))
         ]
     if not differs:
         return "A", "B"

@@ -61,11 +61,16 @@ def check(handle: ModelHandle, settings: CutEdgesSettings, asked: StudySettings)
             f"keys is 'region', but {handle.info.id} is a text model and sees no images; allowed: "
             "sinks, ordinary, first."
         )
-    there = asked.tokens
-    if settings.keys in ("ordinary", "first") and there is not None and settings.keys not in there:
+    token_names = asked.tokens
+    if (
+        settings.keys in ("ordinary", "first")
+        and token_names is not None
+        and settings.keys not in token_names
+    ):
         raise ValueError(
             f"keys is {settings.keys!r}, but the groups of this study are "
-            f"{', '.join(group_names(there))}; name it in tokens, or choose sinks, the first one."
+            f"{', '.join(group_names(token_names))}; name it in tokens, or choose sinks, "
+            "the first one."
         )
 
 
@@ -77,18 +82,18 @@ def run(study: Study, settings: CutEdgesSettings) -> Findings:
             to draw controls from.
     """
     for case in study.cases if settings.region is None else ():
-        own = _named(study, settings, case)
-        if len(_beside(case, own)) < len(own):
+        key_sets = _named(study, settings, case)
+        if len(_other_tokens(case, key_sets)) < len(key_sets):
             raise ValueError(
-                f"{case.sample.id} has {len(_beside(case, own))} ordinary tokens beside the "
-                f"{len(own)} of {settings.keys}; a control of as many random ones needs {len(own)} "
-                "or more."
+                f"{case.sample.id} has {len(_other_tokens(case, key_sets))} ordinary tokens for "
+                f"the {len(key_sets)} of {settings.keys}; the control, as many random ones, needs "
+                f"at least {len(key_sets)}."
             )
     study.plan(1)
     changes = _Changes()
-    for case, inputs in study.each("Cutting edges"):
+    for case, inputs in study.prepared_cases("Cutting edges"):
         cut = _keys(study, settings, case, inputs)
-        plain = study.passed(case, inputs)
+        plain = study.forward_pass(case, inputs)
         before = _logs(study, settings, case, plain, ())
         changes.cut.append(_logs(study, settings, case, plain, cut.keys) - before)
         changes.controls.append(
@@ -108,7 +113,7 @@ def _logs(
     end = case.length + len(case.answer) - 1
     first = case.first if settings.queries == "after_image" else 0
     cuts = [CutEdges((keys,), range(first, end), settings.layers)] if keys else []
-    return study.again(case, plain, (), cuts)[1]
+    return study.repeat_pass(case, plain, (), cuts)[1]
 
 
 def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _CutSets:
@@ -120,10 +125,12 @@ def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptIn
             study.settings.controls,
             study.seed(case, 1),
         )
-    own = _named(study, settings, case)
-    among = _beside(case, own)
+    key_sets = _named(study, settings, case)
+    among = _other_tokens(case, key_sets)
     draws = range(study.settings.controls)
-    return _CutSets(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
+    return _CutSets(
+        key_sets, [random_tokens(among, len(key_sets), study.seed(case, d + 1)) for d in draws]
+    )
 
 
 def _named(study: Study, settings: CutEdgesSettings, case: Case) -> tuple[int, ...]:
@@ -131,25 +138,25 @@ def _named(study: Study, settings: CutEdgesSettings, case: Case) -> tuple[int, .
     return case.groups[study.sink if settings.keys == "sinks" else settings.keys]
 
 
-def _beside(case: Case, own: tuple[int, ...]) -> list[int]:
+def _other_tokens(case: Case, positions: tuple[int, ...]) -> list[int]:
     """Ordinary tokens that are not cut themselves."""
-    return [position for position in case.others if position not in own]
+    return [position for position in case.others if position not in positions]
 
 
 def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _CutSets:
     """Tokens whose cell has its centre in the region, and those of random boxes of the same size:
     as many cells of the map's grid, each position once. The boxes share no cell with the region if
     there is any such position; if the region is too large for that, they may."""
-    own = _inside(grid, region)
+    region_cells = _inside(grid, region)
     rows = [row for row in range(grid.rows) if region[1] <= (row + 0.5) / grid.rows < region[3]]
     columns = [
         column
         for column in range(grid.columns)
         if region[0] <= (column + 0.5) / grid.columns < region[2]
     ]
-    if not own or not rows or not columns:
+    if not region_cells or not rows or not columns:
         raise ValueError(
-            f"region is {region}, which holds no centre of one of the image's {grid.rows} x "
+            f"region is {region}, which contains the centre of none of the image's {grid.rows} x "
             f"{grid.columns} cells; give a larger one."
         )
     box = Box(rows[0], columns[0], len(rows), len(columns))
@@ -162,13 +169,13 @@ def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -
     if not places:
         raise ValueError(
             f"region is {region}: the image of {grid.rows} x {grid.columns} cells has no other box "
-            f"of its {box.rows} x {box.columns} cells to hold it against; give a smaller one."
+            f"of {box.rows} x {box.columns} cells to compare it with; give a smaller one."
         )
     apart = [place for place in places if not place.meets(box)]
     among = apart or places
     order = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = [_inside(grid, _shares(grid, among[index])) for index in order[:draws]]
-    return _CutSets(own, drawn, overlapping=not apart)
+    return _CutSets(region_cells, drawn, overlapping=not apart)
 
 
 def _shares(grid: ImageGrid, box: Box) -> tuple[float, ...]:
@@ -182,18 +189,18 @@ def _inside(grid: ImageGrid, region: tuple[float, ...]) -> tuple[int, ...]:
     """Positions of the tokens, in any view of the image, whose cell has its centre in a box that is
     given in shares of the image's sides."""
     height, width = grid.original
-    found = []
+    cells = []
     for view in grid.views:
         x, y = view.edges()
         columns = [i for i, c in enumerate((x[:-1] + x[1:]) / 2 / width) if _in(c, region[0::2])]
         rows = [i for i, c in enumerate((y[:-1] + y[1:]) / 2 / height) if _in(c, region[1::2])]
-        found += [
+        cells += [
             view.positions[(frame * view.rows + row) * view.columns + column]
             for frame in range(view.frames)
             for row in rows
             for column in columns
         ]
-    return tuple(sorted(found))
+    return tuple(sorted(cells))
 
 
 def _in(centre: float, ends: tuple[float, ...]) -> bool:
@@ -202,22 +209,22 @@ def _in(centre: float, ends: tuple[float, ...]) -> bool:
 
 def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Findings:
     resampling = study.resampling
-    own = torch.stack([change.mean() for change in changes.cut])
+    changes_of_cut = torch.stack([change.mean() for change in changes.cut])
     others = torch.stack([draws.mean() for draws in changes.controls])
-    cut, control = resampling.mean(own), resampling.mean(others)
-    apart = resampling.mean(own - others)
+    cut, control = resampling.mean(changes_of_cut), resampling.mean(others)
+    apart = resampling.mean(changes_of_cut - others)
     word = "as many boxes of the same size" if settings.region else "as many random tokens"
     if apart.high < 0:
         end = "The answer needs them more than these."
     elif apart.low > 0:
         end = "The answer needs them less than these."
     else:
-        end = "That is no clear difference."
+        end = "This is not a clear difference."
     mean = sum(changes.tokens) / len(changes.tokens)
-    said = (
-        f"Without the edges to {settings.keys} ({mean:.3g} tokens a sample) the answer's "
-        f"log-probability changes by {cut} nats a token, without those to {word} by {control}; the "
-        f"difference is {apart}. {end}"
+    sentences = (
+        f"Without the edges to {settings.keys} ({mean:.3g} tokens per sample) the answer's "
+        f"log-probability changes by {cut} nats per token, without those to {word} by {control}; "
+        f"the difference is {apart}. {end}"
     )
     rows = [
         (name, *(number(value) for value in (one.value, one.low, one.high)))
@@ -225,7 +232,7 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
     ]
     summary = Table(
         "change",
-        "Change of the answer's log-probability, nats a token",
+        "Change of the answer's log-probability, nats per token",
         ("cut", "change", "low", "high"),
         tuple(rows),
         note=f"Queries: {settings.queries}; layers: {_layers(settings)}.",
@@ -236,12 +243,12 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
     if changes.overlapping:
         some = ", ".join(changes.overlapping[:3]) + (", ..." if changes.overlapping[3:] else "")
         notes.append(
-            f"In {len(changes.overlapping)} of {len(study.cases)} samples no box of this size lies "
-            f"clear of the region, so that those it is held against share cells with it: {some}. A "
-            "smaller region has boxes beside it."
+            f"In {len(changes.overlapping)} of {len(study.cases)} samples every other box of "
+            f"this size overlaps the region, so the control's boxes share cells with it: {some}. "
+            "A smaller region leaves room for boxes that do not."
         )
     return Findings(
-        (said,), (summary, _tokens(study, changes)), charts, values=values, notes=tuple(notes)
+        (sentences,), (summary, _tokens(study, changes)), charts, values=values, notes=tuple(notes)
     )
 
 
@@ -308,6 +315,6 @@ def _bars(settings: CutEdgesSettings, rows: list[tuple[Cell, ...]]) -> Chart:
         (settings.keys, "random"),
         (Series("change", y, low, high),),
         x_label="edges that are cut",
-        y_label="nats a token",
+        y_label="nats per token",
         note="Bars: bootstrap intervals over samples.",
     )

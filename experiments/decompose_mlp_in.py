@@ -32,7 +32,7 @@ from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
 from sinkscope.interventions.project import ProjectOut
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 BEFORE = "before the norm"
 LISTED = 12  # eigenvalues
@@ -88,7 +88,7 @@ def run(study: Study, settings: DecomposeMLPInSettings) -> Findings:
     arms = _Arms(study, layer, top, directions, center, basis)
     if before:
         arms.gamma = norm.weight.detach().double().cpu()
-    for case, inputs in study.each(f"Projecting in layer {layer}"):
+    for case, inputs in study.prepared_cases(f"Projecting in layer {layer}"):
         arms.measure(case, inputs)
     notes = (
         ()
@@ -117,28 +117,28 @@ def _directions(study: Study, layer: int, top: Tensor) -> tuple[list[Direction],
     """v1 of each neuron, and the mean input at the reference tokens (D,)."""
     rows_of = [Rows() for _ in top]
     sums: dict[str, Tensor] = {}
-    for case, inputs in study.each("Gradients"):
+    for case, inputs in study.prepared_cases("Gradients"):
         probe = AtTokens(("mlp_in",), case.positions, (layer,))
-        reader = study.passed(case, inputs, [probe]).session[probe]
+        reader = study.forward_pass(case, inputs, [probe]).session[probe]
         values = reader.layer("mlp_in", layer)
         for name in study.names[:2]:
-            own = values[case.rows(name)].sum(0)
-            sums[name] = sums[name] + own if name in sums else own
+            group_sum = values[case.rows(name)].sum(0)
+            sums[name] = sums[name] + group_sum if name in sums else group_sum
         raw = reader.raw("mlp_in", layer)
         rows = case.rows(study.sink).to(raw.device)
-        for into, own in zip(rows_of, gradients(study, layer, top, raw[rows]), strict=True):
-            into.add(own)
+        for into, group_sum in zip(rows_of, gradients(study, layer, top, raw[rows]), strict=True):
+            into.add(group_sum)
     sizes = study.sizes
     center = sums[study.reference] / sizes[study.reference]
     apart = sums[study.sink] / sizes[study.sink] - center
-    made = []
+    directions = []
     for neuron, g in zip(top.tolist(), rows_of, strict=True):
         singular, right = g.decomposed()
         if not float(singular[0]) > 0:
             raise ValueError(f"Neuron {neuron} of layer {layer} has no gradient at the sinks.")
         vector = right[0] if float(right[0] @ apart) >= 0 else -right[0]
-        made.append(Direction(neuron, vector, singular.square() / g.count))
-    return made, center
+        directions.append(Direction(neuron, vector, singular.square() / g.count))
+    return directions, center
 
 
 @dataclass
@@ -164,15 +164,15 @@ class _Arms:
 
     def measure(self, case: Case, inputs: object) -> None:
         """One sample."""
-        study, own = self.study, case.groups[self.study.sink]
+        study, sinks = self.study, case.groups[self.study.sink]
         positions = tuple(sorted({*case.positions, *case.others}))
         probe = AtTokens(("mlp_in",), positions, (self.layer,))
-        plain = study.passed(case, inputs, [probe])  # type: ignore[arg-type]
+        plain = study.forward_pass(case, inputs, [probe])  # type: ignore[arg-type]
         values = plain.session[probe].layer("mlp_in", self.layer)
         vectors = torch.stack([one.vector for one in self.directions], 1)  # (D, k)
         projected = dict(zip(positions, (values - self.center) @ vectors, strict=True))
         for into, tokens in (
-            (self.sinks, own),
+            (self.sinks, sinks),
             (self.ordinary, case.others),
             (self.reference, case.groups[study.reference]),
         ):
@@ -180,21 +180,23 @@ class _Arms:
             into.append(
                 torch.stack(rows) if rows else torch.zeros(0, len(self.directions)).double()
             )
-        at = At("mlp_in", (self.layer,), own)
+        at = SiteSelection("mlp_in", (self.layer,), sinks)
         seed, draws = study.settings.seed, range(study.settings.controls)
         self._arm(PLAIN, case, plain, [[]])
         self._arm(ABLATED, case, plain, [[ProjectOut(at, self.basis)]])
         randoms = [[ProjectOut(at, random_basis(self.basis, seed + draw))] for draw in draws]
         self._arm(DIRECTION, case, plain, randoms)
         if self.gamma is not None:
-            under = At("mlp_norm_in", (self.layer,), own)
+            under = SiteSelection("mlp_norm_in", (self.layer,), sinks)
             safe = torch.where(self.gamma == 0, 1.0, self.gamma)
             scaled = torch.where(self.gamma == 0, 0.0, 1 / safe)[:, None] * self.basis
             change = ProjectOut(under, scaled, self.gamma.square())
             self._arm(BEFORE, case, plain, [[change]])
-        elsewhere = [At("mlp_in", (self.layer,), chosen) for chosen in study.random(case)]
+        elsewhere = [
+            SiteSelection("mlp_in", (self.layer,), chosen) for chosen in study.random(case)
+        ]
         self.effects.measure(
-            TOKENS, case, plain, *([ProjectOut(there, self.basis)] for there in elsewhere)
+            TOKENS, case, plain, *([ProjectOut(site, self.basis)] for site in elsewhere)
         )
 
     def _arm(self, name: str, case: Case, plain: Pass, draws: list[list[ProjectOut]]) -> None:
@@ -228,20 +230,20 @@ def _findings(study: Study, arms: _Arms, notes: tuple[str, ...]) -> Findings:
     gram = vectors.T @ vectors
     ranks = effective_rank(torch.linalg.eigvalsh(gram))
     strongest = arms.directions[0]
-    said = [
-        f"In layer {arms.layer}, neuron {strongest.neuron} is switched on by one direction that "
-        f"holds {strongest.share:.0%} of its gradient's energy.",
+    summary = [
+        f"In layer {arms.layer}, one direction activates neuron {strongest.neuron}: it has "
+        f"{strongest.share:.0%} of the energy of the neuron's gradient.",
         f"Without the span of {len(arms.directions)} such directions {causal.gone}.",
     ]
     if BEFORE in arms.effects.arms:
-        own = arms.effects.causal(BEFORE, [], later).removed
-        said.append(f"Taken out before the norm: {own.percent()}.")
+        removed = arms.effects.causal(BEFORE, [], later).removed
+        summary.append(f"Taken out before the norm: {removed.percent()}.")
     values = {
         "layer": arms.layer,
         "top": arms.top.tolist(),
         "direction": strongest.vector.tolist(),
         "removed": causal.removed.value,
-        "controls": {name: own.value for name, own in causal.controls.items()},
+        "controls": {name: removed.value for name, removed in causal.controls.items()},
         "auc": special.auc.value,
         "effective_rank": list(ranks),
     }
@@ -252,7 +254,7 @@ def _findings(study: Study, arms: _Arms, notes: tuple[str, ...]) -> Findings:
         _arm_table(arms),
     )
     charts = [*arms.effects.charts(), *_charts(study, arms)]
-    return Findings(tuple(said), tables, tuple(charts), judged, values, notes)
+    return Findings(tuple(summary), tables, tuple(charts), judged, values, notes)
 
 
 def _direction_table(study: Study, arms: _Arms, ranks: tuple[float, float]) -> Table:

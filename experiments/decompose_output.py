@@ -43,9 +43,9 @@ def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
     vectors = {pair: Vectors() for pair in pairs}
     spreads = {pair: Spread() for pair in pairs}
     sums: dict[tuple[str, str], Tensor] = {}
-    for case, inputs in study.each(f"Layer {layer}"):
+    for case, inputs in study.prepared_cases(f"Layer {layer}"):
         probe = AtTokens(tuple(site for _, site in PARTS), case.positions, (layer,))
-        session = study.passed(case, inputs, [probe]).session
+        session = study.forward_pass(case, inputs, [probe]).session
         for part, site in PARTS:
             values = session[probe].layer(site, layer)
             for name in study.names:
@@ -53,8 +53,10 @@ def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
                 spreads[part, name].add(values[rows])  # an empty entry keeps the samples aligned
                 if len(rows):
                     vectors[part, name].add(values[rows])
-                    own = values[rows].sum(0)
-                    sums[part, name] = sums[part, name] + own if (part, name) in sums else own
+                    group_sum = values[rows].sum(0)
+                    sums[part, name] = (
+                        sums[part, name] + group_sum if (part, name) in sums else group_sum
+                    )
     table = _table(study, vectors)
     dims, known = _dims(study, sums, vectors)
     along, means = _along(study, sums, vectors, dims, layer)
@@ -75,20 +77,20 @@ def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
     )
 
 
-def _spread(own: Vectors) -> float | None:
-    return number(float(own.spread())) if own.count > 1 else None
+def _spread(vectors: Vectors) -> float | None:
+    return number(float(vectors.spread())) if vectors.count > 1 else None
 
 
 def _table(study: Study, vectors: dict[tuple[str, str], Vectors]) -> Table:
     """The older script's table, one row per group."""
     rows: list[tuple[Cell, ...]] = []
     for name in study.names:
-        own = {part: vectors[part, name] for part, _ in PARTS}
-        if not own["Y"].count:
+        group_vectors = {part: vectors[part, name] for part, _ in PARTS}
+        if not group_vectors["Y"].count:
             rows.append((name, *[None] * 8))
             continue
-        spread = {part: _spread(one) for part, one in own.items()}
-        norm = {part: number(float(one.norm())) for part, one in own.items()}
+        spread = {part: _spread(one) for part, one in group_vectors.items()}
+        norm = {part: number(float(one.norm())) for part, one in group_vectors.items()}
         rows.append(
             (
                 name,
@@ -109,7 +111,7 @@ def _table(study: Study, vectors: dict[tuple[str, str], Vectors]) -> Table:
     )
 
 
-def _norm_interval(study: Study, own: Vectors, spread: Spread) -> Interval:
+def _norm_interval(study: Study, vectors: Vectors, spread: Spread) -> Interval:
     sums = [float(norm) for norm in spread.norms]
     counts = [float(count) for count in spread.counts]
     return study.resampling.ratio(
@@ -123,10 +125,10 @@ def _intervals(
     spreads: dict[tuple[str, str], Spread],
 ) -> Table:
     rows = []
-    for (part, name), own in vectors.items():
-        if not own.count:
+    for (part, name), group_vectors in vectors.items():
+        if not group_vectors.count:
             continue
-        norm = _norm_interval(study, own, spreads[part, name])
+        norm = _norm_interval(study, group_vectors, spreads[part, name])
         spread = spreads[part, name].interval(study.resampling)
         rows.append(
             (
@@ -134,7 +136,7 @@ def _intervals(
                 name,
                 *(number(value) for value in (norm.value, norm.low, norm.high)),
                 *(number(value) for value in (spread.value, spread.low, spread.high)),
-                own.count,
+                group_vectors.count,
             )
         )
     confidence = study.settings.confidence
@@ -158,11 +160,11 @@ def _dims(
     """The sink dimensions, and whether they were known."""
     if study.dims:
         return study.dims, True
-    own = _mean(sums, vectors, "Y", study.sink)
+    sink_mean = _mean(sums, vectors, "Y", study.sink)
     others = [name for name in study.names[1:2] if vectors["Y", name].count]
     for name in others:
-        own = own - _mean(sums, vectors, "Y", name)
-    return tuple(own.abs().topk(min(FOUND, len(own))).indices.tolist()), False
+        sink_mean = sink_mean - _mean(sums, vectors, "Y", name)
+    return tuple(sink_mean.abs().topk(min(FOUND, len(sink_mean))).indices.tolist()), False
 
 
 def _mean(
@@ -208,7 +210,7 @@ def _along(
 def _summary(study: Study, vectors: dict[tuple[str, str], Vectors], layer: int) -> tuple[str, ...]:
     norms = {part: float(vectors[part, study.sink].norm()) for part, _ in PARTS[1:]}
     most = max(norms, key=lambda part: norms[part])
-    said = [
+    summary = [
         f"In layer {layer}, at {study.sink}, the largest part of the output is "
         f"{ {'residual': 'the residual stream', 'attn': 'attention', 'mlp': 'the MLP'}[most] } "
         f"(norm {norms[most]:.4g} of {float(vectors['Y', study.sink].norm()):.4g})."
@@ -216,8 +218,8 @@ def _summary(study: Study, vectors: dict[tuple[str, str], Vectors], layer: int) 
     if len(study.names) > 1 and vectors[most, study.names[1]].count:
         other = float(vectors[most, study.names[1]].norm())
         ratio = norms[most] / other if other else math.inf
-        said.append(f"That is {ratio:.3g} times its norm at {study.names[1]}.")
-    return tuple(said)
+        summary.append(f"That is {ratio:.3g} times its norm at {study.names[1]}.")
+    return tuple(summary)
 
 
 def _charts(
@@ -232,7 +234,7 @@ def _charts(
     names = [name for name in study.names if vectors["Y", name].count]
 
     def bars(name: str, which: str) -> Series:
-        found = [
+        values = [
             _norm_interval(study, vectors[part, name], spreads[part, name])
             if which == "norm"
             else spreads[part, name].interval(study.resampling)
@@ -240,14 +242,14 @@ def _charts(
         ]
         return Series(
             name,
-            numbers([one.value for one in found]),
-            numbers([one.low for one in found]),
-            numbers([one.high for one in found]),
+            numbers([one.value for one in values]),
+            numbers([one.low for one in values]),
+            numbers([one.high for one in values]),
             name,
         )
 
     note = "Bars: bootstrap intervals over samples. Y = residual + attn + mlp."
-    made = [
+    charts = [
         Chart(
             "norm",
             f"Norm of the parts of layer {layer}'s output",
@@ -271,7 +273,7 @@ def _charts(
         ),
     ]
     for index, dim in enumerate(dims):
-        made.append(
+        charts.append(
             Chart(
                 f"dim_{dim}",
                 f"Dimension {dim} of the parts of layer {layer}'s output",
@@ -289,4 +291,4 @@ def _charts(
                 y_label="mean value",
             )
         )
-    return tuple(made)
+    return tuple(charts)

@@ -94,7 +94,7 @@ class Effects:
         attention = KeyAttention(case.positions, case.first)
         scores = SinkScores(self.study.dims) if self.study.dims else None
         probes = [attention, *([scores] if scores is not None else []), *more]
-        session, logs = self.study.again(case, plain, probes, changes)
+        session, logs = self.study.repeat_pass(case, plain, probes, changes)
         phi = None
         if scores is not None:
             phi = self._grouped(case, on_host(session[scores].scores())[:, list(case.positions)])
@@ -150,16 +150,16 @@ class Effects:
         arms = list(self.arms)
         shares = self.causal(PLAIN, arms, layers).controls
         for arm in arms:
-            own = resampling.mean(self.attention(arm)[:, sink, span].mean(1))
+            attention = resampling.mean(self.attention(arm)[:, sink, span].mean(1))
             change = resampling.mean(self.logs(arm) - self.logs(PLAIN))
             phi = self.phi(arm)
             scores = None if phi is None else resampling.mean(phi[:, sink, span].mean(1))
             rows.append(
                 (
                     arm,
-                    number(own.value),
-                    number(own.low),
-                    number(own.high),
+                    number(attention.value),
+                    number(attention.low),
+                    number(attention.high),
                     number(shares[arm].value),
                     number(shares[arm].low),
                     number(shares[arm].high),
@@ -179,7 +179,7 @@ class Effects:
             ),
             tuple(rows),
             note=f"removed: share of the excess over {study.reference} that is gone; "
-            "log-probability in nats a token of the answer.",
+            "log-probability in nats per token of the answer.",
         )
 
     def charts(self) -> list[Chart]:
@@ -190,7 +190,7 @@ class Effects:
         layers = tuple(range(study.layers))
         lines = [self._line(arm, arm, sink) for arm in self.arms]
         lines.append(self._line(PLAIN, f"{study.reference}, plain", reference, study.reference))
-        made = [
+        charts = [
             Chart(
                 "sink_attention",
                 f"Attention to {study.sink}",
@@ -202,7 +202,7 @@ class Effects:
             )
         ]
         if study.dims:
-            made.append(
+            charts.append(
                 Chart(
                     "phi",
                     f"Sink score phi of {study.sink}",
@@ -219,7 +219,7 @@ class Effects:
                 for arm in self.arms
                 if arm != PLAIN
             }
-            made.append(
+            charts.append(
                 Chart(
                     "answer",
                     "Change of the answer's log-probability",
@@ -234,11 +234,11 @@ class Effects:
                         ),
                     ),
                     x_label="",
-                    y_label="nats a token",
+                    y_label="nats per token",
                     note="Bars: bootstrap intervals over samples.",
                 )
             )
-        return made
+        return charts
 
     def _line(self, arm: str, name: str, group: int, role: str = "") -> Series:
         by_head = self.by_head[arm].value()[group]  # (L, H)

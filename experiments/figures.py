@@ -111,10 +111,10 @@ def _floats(values: Sequence[float | None]) -> Numbers:
 
 def _colour(series: Series, index: int, chart: Chart) -> str:
     """A role's own colour, where no other series has it."""
-    own = ROLES.get(series.role)
-    same = [one for one in chart.series if ROLES.get(one.role) == own]
-    if own is not None and len(same) == 1:
-        return own
+    role_colour = ROLES.get(series.role)
+    same = [one for one in chart.series if ROLES.get(one.role) == role_colour]
+    if role_colour is not None and len(same) == 1:
+        return role_colour
     taken = {ROLES[one.role] for one in chart.series if one.role in ROLES}
     free = [colour for colour in OTHERS if colour not in taken] or list(OTHERS)
     return free[index % len(free)]

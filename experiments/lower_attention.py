@@ -20,7 +20,7 @@ from sinkscope.experiments.settings import LowerAttentionSettings, StudySettings
 from sinkscope.experiments.study import Study
 from sinkscope.interventions.lower import LowerAttention
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import EVER
+from sinkscope.models.sites import NO_END
 
 KEPT, CUT, VALUE = "sum kept", "sum not kept", "sum kept, value kept"
 
@@ -41,9 +41,9 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
     ways = {KEPT: (True, False), CUT: (False, False)}
     if settings.keep_value:
         ways[VALUE] = (True, True)
-    for case, inputs in study.each("Lowering attention"):
-        plain = study.passed(case, inputs)
-        own = case.groups[study.sink]
+    for case, inputs in study.prepared_cases("Lowering attention"):
+        plain = study.forward_pass(case, inputs)
+        sinks = case.groups[study.sink]
         draws = study.random(case)
         effects.measure(PLAIN, case, plain, [])
 
@@ -55,11 +55,11 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
                 renormalise,
                 keep_value,
                 settings.layers,
-                range(first, EVER),
+                range(first, NO_END),
             )
 
         for way in ways:
-            effects.measure(way, case, plain, [lowered(own, way)])
+            effects.measure(way, case, plain, [lowered(sinks, way)])
             others = [[lowered(keys, way)] for keys in draws]
             effects.measure(f"random tokens, {way}", case, plain, *others)
     return _findings(study, settings, effects, tuple(ways))
@@ -69,29 +69,29 @@ def _findings(
     study: Study, settings: LowerAttentionSettings, effects: Effects, ways: tuple[str, ...]
 ) -> Findings:
     plain, resampling = effects.logs(PLAIN), study.resampling
-    said = []
+    summary = []
     values = {}
     for way in ways:
-        own = resampling.mean(effects.logs(way) - plain)
+        change = resampling.mean(effects.logs(way) - plain)
         other = resampling.mean(effects.logs(f"random tokens, {way}") - plain)
         apart = resampling.mean(effects.logs(way) - effects.logs(f"random tokens, {way}"))
-        values[way] = {"change": number(own.value), "random": number(other.value)}
-        said.append(
+        values[way] = {"change": number(change.value), "random": number(other.value)}
+        summary.append(
             f"Attention to {study.sink} times {settings.factor:g}, {way}: the answer's "
-            f"log-probability changes by {own} nats a token, by {other} at random tokens; the "
+            f"log-probability changes by {change} nats per token, by {other} at random tokens; the "
             f"difference is {apart}. {_needed(apart)}"
         )
     table = effects.table(range(study.layers))
     groups = _where_it_goes(study, effects, ways)
-    return Findings(tuple(said), (table, groups), tuple(effects.charts()), values=values)
+    return Findings(tuple(summary), (table, groups), tuple(effects.charts()), values=values)
 
 
 def _needed(apart: Interval) -> str:
     if apart.high < 0:
-        return "It needs this attention more than that to ordinary tokens."
+        return "The answer needs this attention more than that to ordinary tokens."
     if apart.low > 0:
-        return "It needs this attention less than that to ordinary tokens."
-    return "That is no clear difference."
+        return "The answer needs this attention less than that to ordinary tokens."
+    return "This is not a clear difference."
 
 
 def _where_it_goes(study: Study, effects: Effects, ways: tuple[str, ...]) -> Table:

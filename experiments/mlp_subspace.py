@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.experiments.checks import check_layer, check_reference, check_top
-from sinkscope.experiments.neurons import Energy, Held, NoNeuronsError, dims_for, shares
+from sinkscope.experiments.neurons import Energy, JointShares, NoNeuronsError, dims_for, shares
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.residual import follow_residual
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
@@ -40,10 +40,10 @@ def check(handle: ModelHandle, settings: MLPSubspaceSettings, asked: StudySettin
     if settings.mlp == "residual":
         check_reference(asked)
     elif SITES[settings.mlp] not in points:
-        there = [name for name, own in SITES.items() if own in points]
+        sites = [name for name, site in SITES.items() if site in points]
         raise ValueError(
             f"mlp is {settings.mlp!r}, but the MLPs of {handle.info.family} have no gate; "
-            f"allowed: {', '.join(there)}, residual."
+            f"allowed: {', '.join(sites)}, residual."
         )
     elif settings.mlp != "out":
         check_top(handle, settings.layer, settings.top)
@@ -61,16 +61,20 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
     site = SITES[settings.mlp]
     study.plan(3)
     groups = {name: _Group() for name in study.names}
-    for case, inputs in study.each(f"Layer {settings.layer}"):
+    for case, inputs in study.prepared_cases(f"Layer {settings.layer}"):
         probe = AtTokens((site,), case.positions, (settings.layer,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer)
+        values = (
+            study.forward_pass(case, inputs, [probe]).session[probe].layer(site, settings.layer)
+        )
         for name in study.names:
             if len(rows := case.rows(name)):
                 groups[name].add(values[rows])
-    held = Held(groups[study.sink].energy.order, settings.top)
-    for case, inputs in study.each("What the strongest hold"):
+    held = JointShares(groups[study.sink].energy.order, settings.top)
+    for case, inputs in study.prepared_cases("What the strongest hold"):
         probe = AtTokens((site,), case.groups[study.sink], (settings.layer,))
-        held.add(study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer))
+        held.add(
+            study.forward_pass(case, inputs, [probe]).session[probe].layer(site, settings.layer)
+        )
     try:
         top, why = held.top(settings.min_share, settings.layer, settings.mlp), ""
     except NoNeuronsError as error:
@@ -111,8 +115,8 @@ class _Group:
         self.size.add(values.abs())
         self.square.add(values.square())
         self.value.add(values)
-        own = shares(values)
-        entropy = -torch.special.xlogy(own, own).sum(-1)
+        energy_shares = shares(values)
+        entropy = -torch.special.xlogy(energy_shares, energy_shares).sum(-1)
         held = [dims_for(values, share) for share in SHARES]
         norm = torch.linalg.vector_norm(values, dim=-1)
         positive = (values > 0).double().sum(-1)
@@ -140,13 +144,13 @@ class _Group:
 def _specific(study: Study, site: Site, layer: int, top: Tensor) -> Specific:
     """Condition B: only the sinks have much energy in these neurons."""
     sinks, ordinary = [], []
-    for case, inputs in study.each("Sinks against ordinary tokens"):
-        own = case.groups[study.sink]
-        positions = tuple(sorted({*own, *case.others}))
+    for case, inputs in study.prepared_cases("Sinks against ordinary tokens"):
+        sink_positions = case.groups[study.sink]
+        positions = tuple(sorted({*sink_positions, *case.others}))
         probe = AtTokens((site,), positions, (layer,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer(site, layer)
+        values = study.forward_pass(case, inputs, [probe]).session[probe].layer(site, layer)
         energy = values[:, top].square().sum(-1)
-        mask = torch.tensor([position in set(own) for position in positions])
+        mask = torch.tensor([position in set(sink_positions) for position in positions])
         sinks.append(energy[mask])
         ordinary.append(energy[~mask])
     return specific(sinks, ordinary, study.resampling)
@@ -156,7 +160,7 @@ def _findings(
     study: Study,
     settings: MLPSubspaceSettings,
     groups: dict[str, _Group],
-    found: _TopNeurons,
+    top_neurons: _TopNeurons,
 ) -> Findings:
     word, layer = WORDS[settings.mlp], settings.layer
     sink = groups[study.sink]
@@ -165,15 +169,20 @@ def _findings(
         _figures(study, settings, groups),
         _top_table(study, settings, groups, order[:LISTED]),
     ]
-    top, held, why, special = found.neurons, found.held, found.why, found.special
+    top, held, why, special = (
+        top_neurons.neurons,
+        top_neurons.held,
+        top_neurons.why,
+        top_neurons.special,
+    )
     if len(top):
         listed = ", ".join(map(str, top.tolist()))
-        said = (
+        summary = (
             f"In layer {layer}, {len(top)} of {len(order)} {word} hold {held:.0%} of the energy at "
             f"{study.sink} (median over samples): {listed}."
         )
     else:
-        said = f"No small set. {why}"
+        summary = f"No small set. {why}"
     judged = verdict(study.settings, f"energy in the top {word}", None, special, len(study.cases))
     if special is None:
         judged = type(judged)(None, False, (f"B (specific): no. {why}",), judged.thresholds)
@@ -183,17 +192,17 @@ def _findings(
         "joint_share": number(held),
         "strongest": int(order[0]),
     }
-    return Findings((said,), tuple(tables), _charts(study, settings, groups), judged, values)
+    return Findings((summary,), tuple(tables), _charts(study, settings, groups), judged, values)
 
 
 def _figures(study: Study, settings: MLPSubspaceSettings, groups: dict[str, _Group]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name in study.names:
-        own = groups[name]
-        if not own.count:
+        group = groups[name]
+        if not group.count:
             continue
-        mean = own.figures.value()
-        deviation = (own.norms.value() - mean[0].square()).clamp(min=0).sqrt()
+        mean = group.figures.value()
+        deviation = (group.norms.value() - mean[0].square()).clamp(min=0).sqrt()
         rows.append((name, float(mean[0]), float(deviation), *map(float, mean[1:].tolist())))
     return Table(
         "energy",
@@ -252,13 +261,13 @@ def _charts(
     names = [name for name in study.names[:2] if groups[name].count]
     series = []
     for name in names:
-        own, deviation = groups[name].mean_size[order], groups[name].deviation[order]
+        mean_size, deviation = groups[name].mean_size[order], groups[name].deviation[order]
         series.append(
             Series(
                 name,
-                numbers(own.tolist()),
-                numbers((own - deviation).clamp(min=0).tolist()),
-                numbers((own + deviation).tolist()),
+                numbers(mean_size.tolist()),
+                numbers((mean_size - deviation).clamp(min=0).tolist()),
+                numbers((mean_size + deviation).tolist()),
                 name,
             )
         )

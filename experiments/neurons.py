@@ -47,7 +47,7 @@ class Energy:
         return self.mean.argsort(descending=True, stable=True)
 
 
-class Held:
+class JointShares:
     """Joint shares of the first 1, 2, ... neurons of an order, in each sample: a few numbers per
     sample. The order must be known, so this needs a second pass.
 
@@ -125,23 +125,23 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
     """
     energies = {number: Energy() for number in range(study.layers)}
     _each_layer(study, energies, "Looking for neurons")
-    held = {number: Held(own.order, count) for number, own in energies.items()}
+    held = {number: JointShares(energy.order, count) for number, energy in energies.items()}
     _each_layer(study, held, "Measuring their share of the energy")
     try:
         return held[layer].top(min_share, layer)
     except NoNeuronsError as error:
-        there = [number for number, own in held.items() if own.enough(min_share)]
-        listed = ", ".join(map(str, there)) if there else "none"
+        enough = [number for number, energy in held.items() if energy.enough(min_share)]
+        listed = ", ".join(map(str, enough)) if enough else "none"
         raise NoNeuronsError(
             f"{error} Layers that have such a set: {listed}. Nothing in this layer's MLP can be "
             "taken away as the cause (verdict negative); min_share lowers the threshold."
         ) from None
 
 
-def _each_layer(study: Study, into: Mapping[int, Energy | Held], text: str) -> None:
+def _each_layer(study: Study, into: Mapping[int, Energy | JointShares], text: str) -> None:
     """Pass z at the sinks, of each layer and sample, to its accumulator."""
-    for case, inputs in study.each(text):
+    for case, inputs in study.prepared_cases(text):
         probe = AtTokens(("z",), case.groups[study.sink])
-        session = study.passed(case, inputs, [probe]).session
-        for number, own in into.items():
-            own.add(session[probe].layer("z", number))
+        session = study.forward_pass(case, inputs, [probe]).session
+        for number, energy in into.items():
+            energy.add(session[probe].layer("z", number))

@@ -25,7 +25,7 @@ from sinkscope.experiments.roles import (
 )
 from sinkscope.experiments.samples import AnySample, have_images
 from sinkscope.experiments.settings import StudySettings, Token
-from sinkscope.experiments.study import Case, Study, Watch, ready
+from sinkscope.experiments.study import Case, ProgressWatch, Study, prepare_inputs
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.received import choose
@@ -42,7 +42,7 @@ def prepare_study(
     answers: bool = False,
     ordinary: Literal["", "all", "controls"] = "",
     least: int = 1,
-    watch: Watch | None = None,
+    watch: ProgressWatch | None = None,
 ) -> Study:
     """Detect each sample's sinks, and fix its answer.
 
@@ -63,7 +63,7 @@ def prepare_study(
             exist, or images for a text model.
         Stopped: `stop` was set.
     """
-    watch = watch or Watch(None, None)
+    watch = watch or ProgressWatch(None, None)
     images = have_images(samples)
     sees = handle.family.sees_images
     if images and not sees:
@@ -95,12 +95,12 @@ def prepare_study(
     _check_positions(handle, samples, tokens)
     for sample in samples:
         watch.check()
-        inputs = ready(handle, sample)
+        inputs = prepare_inputs(handle, sample)
         flags = _flags(handle, inputs, settings, by, dims, tau) if detects else None
         mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
-        found, others = groups(tokens, inputs.layout, flags, mixed)
-        room = ordinary != "controls" or len(others) >= len(found[names[0]])
-        if not all(found[name] for name in names[:2]):
+        token_groups, others = groups(tokens, inputs.layout, flags, mixed)
+        room = ordinary != "controls" or len(others) >= len(token_groups[names[0]])
+        if not all(token_groups[name] for name in names[:2]):
             left.without.append(sample.id)
         elif not room:
             left.narrow.append(sample.id)
@@ -110,7 +110,7 @@ def prepare_study(
             answer = _answer(handle, sample, inputs, settings, watch) if answers else ()
             first = first_query(inputs.layout)
             cases.append(
-                Case(len(cases), sample, found, others, inputs.layout.length, first, answer)
+                Case(len(cases), sample, token_groups, others, inputs.layout.length, first, answer)
             )
         watch.step(f"Looking for sinks: {sample.id}")
     if not cases and left.narrow:
@@ -146,7 +146,7 @@ class _SkippedSamples:
 
     def notes(self) -> list[str]:
         """In sentences."""
-        made = []
+        lines = []
         for ids, why in (
             (self.without, f"no {self.names[0]} or nothing to hold them against"),
             (
@@ -158,11 +158,11 @@ class _SkippedSamples:
             if ids:
                 some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
                 has, was = ("has", "was") if len(ids) == 1 else ("have", "were")
-                made.append(
+                lines.append(
                     f"{len(ids)} of {number_of(self.samples, 'sample')} {has} {why} and {was} "
                     f"left out: {some}."
                 )
-        return made
+        return lines
 
 
 def _check_positions(
@@ -171,7 +171,7 @@ def _check_positions(
     """Refuse positions that a prompt does not have, before any sample is passed through."""
     places = [token for token in tokens if isinstance(token, int)]
     for sample in samples if places else ():
-        length = ready(handle, sample).layout.length
+        length = prepare_inputs(handle, sample).layout.length
         if max(places) >= length:
             raise ValueError(
                 f"tokens has {max(places)}, but the prompt of {sample.id} has positions 0 to "
@@ -246,7 +246,7 @@ def _answer(
     sample: AnySample,
     inputs: PromptInputs,
     settings: StudySettings,
-    watch: Watch,
+    watch: ProgressWatch,
 ) -> tuple[int, ...]:
     """The answer's token ids without the one that ends it."""
     if sample.answer and settings.answers == "given":
@@ -259,7 +259,7 @@ def _answer(
     trace = generate(handle, inputs, short, stop=watch.stop)
     watch.check()
     ids = tuple(token.id for token in trace.tokens)
-    ended = trace.finish == "end" and len(ids) > 1
+    ended = trace.finish_reason == "end" and len(ids) > 1
     return ids[:-1] if ended else ids
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At, Site
+from sinkscope.models.sites import Site, SiteSelection
 from sinkscope.sinks.received import received
 
 
@@ -46,7 +46,9 @@ class TokenReader(Reader):
     """Keeps the tokens' vectors of one pass on the device."""
 
     def __init__(self, probe: AtTokens) -> None:
-        self.looks = tuple(At(site, probe.layers, probe.positions) for site in probe.sites)
+        self.reads = tuple(
+            SiteSelection(site, probe.layers, probe.positions) for site in probe.sites
+        )
         self._positions = probe.positions
         self._seen: dict[str, dict[int, Tensor]] = {site: {} for site in probe.sites}
 
@@ -92,7 +94,7 @@ class KeyAttentionReader(Reader):
     def __init__(self, probe: KeyAttention, run: RunInfo) -> None:
         self._probe, self._length = probe, run.length
         low = min(probe.keys) if probe.rate else max(probe.first, min(probe.keys) + 1)
-        self.looks = (At("rows", None, range(min(low, run.length), run.length)),)
+        self.reads = (SiteSelection("rows", None, range(min(low, run.length), run.length)),)
         self._keys = torch.tensor(probe.keys, device=run.device)
         self._from = self._keys.clamp(min=probe.first - 1) + 1  # each key's first query
         self._sums: dict[int, Tensor] = {}
@@ -147,7 +149,7 @@ class KeyReader(Reader):
     """Keeps the keys (few), and of the cosines their sum."""
 
     def __init__(self, probe: KeysByHead, run: RunInfo) -> None:
-        self.looks = (At("queries_keys", None, range(run.length)),)
+        self.reads = (SiteSelection("queries_keys", None, range(run.length)),)
         self._keys = torch.tensor(probe.keys, device=run.device)
         self._from = self._keys.clamp(min=probe.first - 1) + 1
         self._length = run.length
@@ -157,10 +159,10 @@ class KeyReader(Reader):
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         query, key, _ = values
         place, start = self._keys.to(key.device), self._from.to(key.device)
-        own = key[0].detach()[:, place]  # (Hkv, keys, Dh)
-        self._vectors[layer] = own.transpose(0, 1)
-        work = torch.promote_types(own.dtype, torch.float32)
-        repeated = own.repeat_interleave(query.shape[1] // key.shape[1], dim=0).to(work)
+        keys_here = key[0].detach()[:, place]  # (Hkv, keys, Dh)
+        self._vectors[layer] = keys_here.transpose(0, 1)
+        work = torch.promote_types(keys_here.dtype, torch.float32)
+        repeated = keys_here.repeat_interleave(query.shape[1] // key.shape[1], dim=0).to(work)
         unit = torch.nn.functional.normalize(repeated, dim=-1)
         asked = query[0, :, : self._length].detach().to(work)
         asked = torch.nn.functional.normalize(asked, dim=-1)
@@ -183,7 +185,7 @@ class Received(Probe):
     """Attention that all tokens of a prompt receive, in multiples of uniform attention
     (`sinks.received`); `session[probe]` is layer -> [float32 (N,)]."""
 
-    looks: tuple[At, ...] = (At("queries_keys"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("queries_keys"),)
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> Any:
         query, key, scale = values

@@ -33,7 +33,7 @@ import numpy as np
 from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.run import memory_errors_named
 from sinkscope.config import GenerationSettings
-from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.answers import PromptAndAnswer
 from sinkscope.experiments.boxes import Box, OtherBoxes, other_boxes
 from sinkscope.experiments.region_effect import RegionEffect
 from sinkscope.experiments.region_passes import cut, without_pixels
@@ -50,7 +50,7 @@ LOGIT_BYTES = 1 << 28  # maximum float32 logits of a pass
 
 def region_test(
     handle: ModelHandle,
-    asked: Answered,
+    asked: PromptAndAnswer,
     box: Box,
     settings: RegionSettings | None = None,
     *,
@@ -62,7 +62,7 @@ def region_test(
 
     Args:
         handle: a loaded model; its lock is taken for each forward pass.
-        asked: prompt and answer (`answered`, `answered_text`).
+        asked: prompt and answer (`prompt_and_answer`, `prompt_and_text`).
         box: the cells.
         settings: see `RegionSettings`.
         prefix: of `asked` (`prefix_of`), if it exists already; `grey` needs none.
@@ -82,7 +82,7 @@ def region_test(
 
 def region_steps(
     handle: ModelHandle,
-    asked: Answered,
+    asked: PromptAndAnswer,
     box: Box,
     settings: RegionSettings | None = None,
     *,
@@ -119,14 +119,14 @@ def region_steps(
         report(len(done) - 2, total, "Comparing with other boxes")  # the caller has the result
 
 
-def prefix_of(handle: ModelHandle, asked: Answered) -> Prefix:
+def prefix_of(handle: ModelHandle, asked: PromptAndAnswer) -> Prefix:
     """Keys and values up to the last image, which all boxes (and all answers) can share."""
     dims = () if asked.var is None else asked.var.dims
     with handle.lock:
         return forward_prefix(handle, asked.inputs, dims)
 
 
-def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: int) -> int:
+def _rows(handle: ModelHandle, asked: PromptAndAnswer, settings: RegionSettings, sets: int) -> int:
     """How many boxes pass at once: by the budget of positions, at least two (the first pass holds
     the unchanged model and the box), and evenly, because all passes have the same shape."""
     length = asked.inputs.layout.length + len(asked.answer) - 1
@@ -137,15 +137,15 @@ def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: 
 
 
 def _effect(
-    asked: Answered, box: Box, settings: RegionSettings, others: OtherBoxes, logs: np.ndarray
+    asked: PromptAndAnswer, box: Box, settings: RegionSettings, others: OtherBoxes, logs: np.ndarray
 ) -> RegionEffect:
-    plain, own, random = logs[0], logs[1], logs[2:]
+    plain, region, random = logs[0], logs[1], logs[2:]
     return RegionEffect(
         box=box,
         how=settings.how,
         texts=asked.texts,
         plain=plain,
-        changes=own - plain,
+        changes=region - plain,
         others=others.boxes[: len(random)],
         random=random - plain,
         planned=len(others.boxes),

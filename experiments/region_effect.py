@@ -69,27 +69,27 @@ class RegionEffect:
     def percentile(self, token: int | None = None) -> float:
         """Share (0 to 1) of the other boxes without which a token loses LESS than without this one.
         None: the whole answer. Ties do not count. NaN before any other box is done."""
-        own, others = self._of(token)
-        return float((others > own).mean()) if len(others) else math.nan
+        change, others = self._of(token)
+        return float((others > change).mean()) if len(others) else math.nan
 
     def verdict(self, token: int | None = None) -> Verdict:
         """Whether the box stands out among boxes of its size (`MOST`, `SMALL`)."""
-        own, others = self._of(token)
-        if len(others) and own <= -SMALL and (others > own).mean() >= MOST:
+        change, others = self._of(token)
+        if len(others) and change <= -SMALL and (others > change).mean() >= MOST:
             return "matters"
-        if len(others) and own >= SMALL and (others < own).mean() >= MOST:
+        if len(others) and change >= SMALL and (others < change).mean() >= MOST:
             return "hinders"
         return "no more than others"
 
     def words(self, token: int) -> str:
         """Two short sentences about one token."""
-        own, others = self._of(token)
+        change, others = self._of(token)
         before = math.exp(float(self.plain[token]))
-        after = math.exp(min(0.0, float(self.plain[token]) + own))
+        after = math.exp(min(0.0, float(self.plain[token]) + change))
         was, now = _chance(before), _chance(after)
         moved = f"stays at {was}" if was == now else f"goes from {was} to {now}"
-        moved = f"{_WITHOUT[self.how]}, {self._name(token)} {moved} ({_nats(own)})"
-        return f"{moved}. {self._beside(own, others, 'it')}"
+        moved = f"{_WITHOUT[self.how]}, {self._name(token)} {moved} ({_nats(change)})"
+        return f"{moved}. {self._compared(change, others, 'it')}"
 
     def sentence(self) -> str:
         """The result for the box and the whole answer, in words."""
@@ -97,31 +97,33 @@ class RegionEffect:
 
     def headline(self) -> str:
         """The words that the box matters for."""
-        found = [t for t in range(len(self.texts)) if self.verdict(t) == "matters"]
-        found.sort(key=lambda t: float(self.changes[t]))
-        rest = "" if len(found) <= 3 else f" and {len(found) - 3} more"
-        named = ", ".join(self._name(t) for t in found[:3]) + rest
-        return f"This box matters for {named}." if found else "This box matters for no single word."
+        matters = [t for t in range(len(self.texts)) if self.verdict(t) == "matters"]
+        matters.sort(key=lambda t: float(self.changes[t]))
+        rest = "" if len(matters) <= 3 else f" and {len(matters) - 3} more"
+        named = ", ".join(self._name(t) for t in matters[:3]) + rest
+        return (
+            f"This box matters for {named}." if matters else "This box matters for no single word."
+        )
 
     def whole(self) -> str:
         """The result for the whole answer."""
-        own, others = self._of(None)
-        return f"The answer in all: {_nats(own)}. {self._beside(own, others, 'it')}"
+        change, others = self._of(None)
+        return f"The answer in all: {_nats(change)}. {self._compared(change, others, 'it')}"
 
     def notes(self) -> tuple[str, ...]:
         """The limits of the result, in sentences."""
-        made = []
+        lines = []
         count = len(self.others)
         drawn = "all there are" if count == self.places else f"drawn from {self.places} places"
         size = f"{self.box.rows} × {self.box.columns} patches"
-        made.append(f"Compared with {count} other boxes of {size} on the same image ({drawn}).")
+        lines.append(f"Compared with {count} other boxes of {size} on the same image ({drawn}).")
         if self.overlapping:
-            made.append("They may overlap with it, because too few do not.")
+            lines.append("They may overlap with it, because too few do not.")
         if self.finished and count < ENOUGH:
-            made.append(
+            lines.append(
                 f"That is too few to be sure: under {ENOUGH}, chance alone can look like 95 %."
             )
-        return tuple(made)
+        return tuple(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file or an API response."""
@@ -172,15 +174,15 @@ class RegionEffect:
     def _name(self, token: int) -> str:
         return f"“{self.texts[token].strip() or self.texts[token]}”"
 
-    def _beside(self, own: float, others: np.ndarray, what: str) -> str:
+    def _compared(self, change: float, others: np.ndarray, what: str) -> str:
         """A change compared with those of the other boxes, as a sentence."""
         count = len(others)
         if not count:
             return "There is nothing to compare it with yet."
-        if abs(own) < SMALL:
+        if abs(change) < SMALL:
             return f"That is hardly a change (under {SMALL} nats)."
-        lower = own < 0
-        share = float(((others > own) if lower else (others < own)).mean())
+        lower = change < 0
+        share = float(((others > change) if lower else (others < change)).mean())
         if share >= MOST:
             than = f"all {count} others" if share == 1 else f"{_percent(share)} of {count} others"
             verb = f"matters more for {what}" if lower else f"holds {what} back more"

@@ -12,7 +12,7 @@ from sinkscope.capture.log_probabilities import answer_log_probabilities
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.run import on_device
 from sinkscope.capture.session import attached
-from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.answers import PromptAndAnswer
 from sinkscope.experiments.boxes import Box, Region, grid_of
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.edges import CutEdges
@@ -22,7 +22,11 @@ from sinkscope.var_patch import VAR
 
 
 def cut(
-    handle: ModelHandle, asked: Answered, boxes: Sequence[Region | None], rows: int, prefix: Prefix
+    handle: ModelHandle,
+    asked: PromptAndAnswer,
+    boxes: Sequence[Region | None],
+    rows: int,
+    prefix: Prefix,
 ) -> Tensor:
     """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing, because in
     half precision the last digits depend on the batch's shape."""
@@ -50,20 +54,22 @@ def cut(
     return answer_log_probabilities(logits, asked.answer)
 
 
-def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
+def without_pixels(
+    handle: ModelHandle, asked: PromptAndAnswer, boxes: Sequence[Box | None]
+) -> Tensor:
     """float32 (boxes, T) on the CPU: the whole prompt read again, one picture per box."""
     read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
     answer_ids = torch.tensor([asked.answer[:-1]])
     tensors = []
     for inputs in read:
-        made = dict(inputs.tensors)
-        ids = made["input_ids"]
+        masked_tensors = dict(inputs.tensors)
+        ids = masked_tensors["input_ids"]
         for name, tensor in inputs.tensors.items():
             if tensor.shape == ids.shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
-                made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
-        tensors.append(made)
+                masked_tensors[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
+        tensors.append(masked_tensors)
     together = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
     count = len(asked.answer)
     interventions = [] if asked.var is None else [VAR((asked.var,) * len(boxes))]
@@ -91,9 +97,9 @@ def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInput
 
 def greyed(image: Image.Image, pixels: tuple[int, int, int, int]) -> Image.Image:
     """A copy with a rectangle (x0, y0, x1, y1; x1 and y1 exclusive) in the image's mean colour."""
-    made = image.convert("RGB")
-    mean = tuple(round(value) for value in ImageStat.Stat(made).mean)
+    grey = image.convert("RGB")
+    mean = tuple(round(value) for value in ImageStat.Stat(grey).mean)
     x0, y0, x1, y1 = pixels
     if x1 > x0 and y1 > y0:
-        ImageDraw.Draw(made).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
-    return made
+        ImageDraw.Draw(grey).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
+    return grey

@@ -17,7 +17,7 @@ class RegionSettings:
 
     how: How = setting(
         "cut",
-        "How the box is removed: cut (attention of all later text to it) or grey (its pixels).",
+        "How the box is removed: cut (no attention of later text to it) or grey (its pixels).",
     )
     random_boxes: int = setting(
         64,
@@ -25,14 +25,14 @@ class RegionSettings:
         low=1,
         high=10_000,
     )
-    seed: int = setting(0, "Of the draw of the other boxes.", low=0, high=2**63 - 1)
+    seed: int = setting(0, "Seed of the draw of the other boxes.", low=0, high=2**63 - 1)
     batch_tokens: int | None = setting(
         None,
         "Positions of all boxes of a forward pass together.",
         low=1,
         high=10**9,
         left_out="by the device",
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:

@@ -26,14 +26,16 @@ def follow_residual(study: Study, layer: int) -> Findings:
     study.plan(1 if study.dims else 2)
     dims = study.dims or _largest(study, layer)
     sums: dict[tuple[Site, str], Tensor] = {}
-    for case, inputs in study.each("Following the residual stream"):
+    for case, inputs in study.prepared_cases("Following the residual stream"):
         probe = AtTokens(SITES, case.positions)
-        reader = study.passed(case, inputs, [probe]).session[probe]
+        reader = study.forward_pass(case, inputs, [probe]).session[probe]
         for site in SITES:
             values = reader.stacked(site)[..., list(dims)]  # (tokens, L, dims)
             for name in (study.sink, reference):
-                own = values[case.rows(name)].sum(0)
-                sums[site, name] = sums[site, name] + own if (site, name) in sums else own
+                group_sum = values[case.rows(name)].sum(0)
+                sums[site, name] = (
+                    sums[site, name] + group_sum if (site, name) in sums else group_sum
+                )
     sizes = study.sizes
     means = {(site, name): total / sizes[name] for (site, name), total in sums.items()}
     rows = []
@@ -54,12 +56,12 @@ def follow_residual(study: Study, layer: int) -> Findings:
         keys=2,
         note="Means over tokens. at_input of layer 0 is the embedding, or the vision tower's.",
     )
-    said = [
+    summary = [
         _largest_part(study, means, dims, dim_index, reference) for dim_index in range(len(dims))
     ]
     known = "" if study.dims else f" (largest at the output of layer {layer})"
     return Findings(
-        tuple(said),
+        tuple(summary),
         (table,),
         _charts(study, means, dims, reference),
         values={"dims": list(dims), "layer": layer},
@@ -70,12 +72,12 @@ def follow_residual(study: Study, layer: int) -> Findings:
 def _largest(study: Study, layer: int) -> tuple[int, ...]:
     """The dimensions in which the sinks differ most at a layer's output."""
     totals: dict[str, Tensor] = {}
-    for case, inputs in study.each("Looking for dimensions"):
+    for case, inputs in study.prepared_cases("Looking for dimensions"):
         probe = AtTokens(("block_out",), case.positions, (layer,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer("block_out", layer)
+        values = study.forward_pass(case, inputs, [probe]).session[probe].layer("block_out", layer)
         for name in study.names[:2]:
-            own = values[case.rows(name)].sum(0)
-            totals[name] = totals[name] + own if name in totals else own
+            group_sum = values[case.rows(name)].sum(0)
+            totals[name] = totals[name] + group_sum if name in totals else group_sum
     sizes = study.sizes
     apart = totals[study.names[0]] / sizes[study.names[0]]
     apart = apart - totals[study.names[1]] / sizes[study.names[1]]
@@ -116,16 +118,21 @@ def _charts(
         "attn_out": "attention adds",
         "mlp_out": "MLP adds",
     }
-    made = []
+    charts = []
     for dim_index, dim in enumerate(dims):
         series = []
         for site in SITES:
-            own, other = means[site, study.sink][:, dim_index], means[site, reference][:, dim_index]
-            series.append(Series(f"{study.sink}, {words[site]}", numbers(own.tolist()), role=site))
-            apart = torch.sub(own, other)
+            sink_means, other = (
+                means[site, study.sink][:, dim_index],
+                means[site, reference][:, dim_index],
+            )
+            series.append(
+                Series(f"{study.sink}, {words[site]}", numbers(sink_means.tolist()), role=site)
+            )
+            apart = torch.sub(sink_means, other)
             name = f"difference to {reference}, {words[site]}"
             series.append(Series(name, numbers(apart.tolist()), role=f"{site} apart"))
-        made.append(
+        charts.append(
             Chart(
                 f"residual_{dim}",
                 f"Dimension {dim} of the residual stream",
@@ -135,4 +142,4 @@ def _charts(
                 y_label="mean value",
             )
         )
-    return tuple(made)
+    return tuple(charts)

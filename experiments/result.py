@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sinkscope.outside import read_json
+from sinkscope.untrusted import read_json
 from sinkscope.utils import number_of, plain_values, write_atomically
 
 FORMAT = "sinkscope-experiment-1"
@@ -173,8 +173,10 @@ class Result:
     def provenance(self) -> str:
         """One line that says what this is of."""
         revision = str(self.model.get("revision", ""))[:12]
-        own = self.settings.get("experiment", {})
-        listed = ", ".join(f"{name} {said(value)}" for name, value in own.items())
+        experiment_settings = self.settings.get("experiment", {})
+        listed = ", ".join(
+            f"{name} {setting_text(value)}" for name, value in experiment_settings.items()
+        )
         return (
             f"{self.experiment}{f' ({listed})' if listed else ''}; {self.model.get('id')} "
             f"({revision}, {self.model.get('dtype')}); {number_of(len(self.samples), 'sample')} of "
@@ -183,11 +185,11 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as JSON returns them."""
-        made = asdict(self)
+        values = asdict(self)
         verdict = self.findings.verdict
         if verdict is not None:
-            made["findings"]["verdict"]["word"] = verdict.word
-        plain: dict[str, Any] = plain_values({"format": FORMAT, **made})
+            values["findings"]["verdict"]["word"] = verdict.word
+        plain: dict[str, Any] = plain_values({"format": FORMAT, **values})
         return plain
 
     def save(self, path: Path) -> None:
@@ -205,7 +207,7 @@ class Result:
         file = path / "result.json" if path.is_dir() else path
         values = read_json(file, "The result")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{file.name} is no result of an experiment ({FORMAT}).")
+            raise ValueError(f"{file.name} is not a result of an experiment ({FORMAT}).")
         try:
             return _result(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -215,8 +217,8 @@ class Result:
 def _result(values: dict[str, Any]) -> Result:
     given = dict(values)
     del given["format"]
-    found = dict(given["findings"])
-    verdict = found["verdict"]
+    findings_values = dict(given["findings"])
+    verdict = findings_values["verdict"]
     if verdict is not None:
         verdict = Verdict(
             verdict["causal"],
@@ -225,12 +227,12 @@ def _result(values: dict[str, Any]) -> Result:
             tuple(verdict["thresholds"]),
         )
     findings = Findings(
-        summary=tuple(found["summary"]),
-        tables=tuple(_table(table) for table in found["tables"]),
-        charts=tuple(_chart(chart) for chart in found["charts"]),
+        summary=tuple(findings_values["summary"]),
+        tables=tuple(_table(table) for table in findings_values["tables"]),
+        charts=tuple(_chart(chart) for chart in findings_values["charts"]),
         verdict=verdict,
-        values=found["values"],
-        notes=tuple(found["notes"]),
+        values=findings_values["values"],
+        notes=tuple(findings_values["notes"]),
     )
     return Result(**{**given, "samples": tuple(given["samples"]), "findings": findings})
 
@@ -256,11 +258,13 @@ def _chart(values: dict[str, Any]) -> Chart:
 
 
 def _series(values: dict[str, Any]) -> Series:
-    made: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    return Series(**made)
+    attributes: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
+    }
+    return Series(**attributes)
 
 
-def said(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting's value in words, the same before saving and after loading."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))

@@ -100,21 +100,21 @@ def groups(
         raise ValueError(
             f"tokens has {wrong[0]}, but the prompt has positions 0 to {layout.length - 1}."
         )
-    made: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     vision = layout.vision_positions()
     if flags is not None:
-        made["sinks"] = tuple(vision[flags.sinks].tolist())
+        result["sinks"] = tuple(vision[flags.sinks].tolist())
     in_image = set(vision.tolist())
     text = [p for p in range(layout.length) if p not in in_image]
-    made["first"] = tuple(text[:1])
-    made["last"] = (layout.length - 1,)
+    result["first"] = tuple(text[:1])
+    result["last"] = (layout.length - 1,)
     for token in tokens:
         if isinstance(token, int):
-            made[f"tok{token}"] = (token,)
+            result[f"tok{token}"] = (token,)
     names = group_names(tokens)
-    sink = made.get(names[0], ())
-    spared = {*sink, *made["first"], *made["last"]}
+    sink = result.get(names[0], ())
+    spared = {*sink, *result["first"], *result["last"]}
     among = vision[flags.ordinary].tolist() if flags is not None else vision.tolist() or text
     others = tuple(position for position in among if position not in spared)
-    made["ordinary"] = nearest_tokens(others, sink, NEAREST, seed)
-    return {name: made[name] for name in names}, others
+    result["ordinary"] = nearest_tokens(others, sink, NEAREST, seed)
+    return {name: result[name] for name in names}, others

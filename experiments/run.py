@@ -18,7 +18,7 @@ from sinkscope.experiments.preparing import prepare_study
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.samples import AnySample, Prompts
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.experiments.study import Watch
+from sinkscope.experiments.study import ProgressWatch
 from sinkscope.jobs.job import Progress
 from sinkscope.models.loading import ModelHandle
 
@@ -72,10 +72,10 @@ def run_experiment(
             answers=experiment.answers,
             ordinary=experiment.ordinary if getattr(settings, "draws_tokens", True) else "",
             least=experiment.least,
-            watch=Watch(on_progress, stop),
+            watch=ProgressWatch(on_progress, stop),
         )
-        found = experiment.run(study, settings)
-    found = dataclasses.replace(found, notes=(*given.notes, *study.notes, *found.notes))
+        findings = experiment.run(study, settings)
+    findings = dataclasses.replace(findings, notes=(*given.notes, *study.notes, *findings.notes))
     return Result(
         experiment=name,
         question=experiment.question,
@@ -87,7 +87,7 @@ def run_experiment(
         samples=tuple(case.sample.id for case in study.cases),
         source=study.source,
         groups=study.sizes,
-        findings=found,
+        findings=findings,
         versions=versions(),
         seconds=time.perf_counter() - began,
     )
@@ -109,11 +109,11 @@ def _check_layers(handle: ModelHandle, settings: Any) -> None:
 def versions() -> dict[str, str]:
     """The versions that a number may depend on."""
     try:
-        own = importlib.metadata.version("sinkscope")
+        package_version = importlib.metadata.version("sinkscope")
     except importlib.metadata.PackageNotFoundError:
-        own = "from a folder"
+        package_version = "from a folder"
     return {
-        "sinkscope": own,
+        "sinkscope": package_version,
         "torch": str(torch.__version__),
         "transformers": str(transformers.__version__),
     }

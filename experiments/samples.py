@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sinkscope.outside import read_bytes
 from sinkscope.sinks.samples import Sample
+from sinkscope.untrusted import read_bytes
 from sinkscope.utils import sha256
 
 PROMPTS = Path(__file__).resolve().parent / "prompts.txt"
@@ -69,8 +69,8 @@ class Prompts:
 
 def own_prompts(count: int) -> Prompts:
     """The first `count` of our own prompts (`prompts.txt`), for models without images."""
-    made = read_prompts(PROMPTS, count)
-    return Prompts(made.samples, "SinkScope's own prompts", made.notes)
+    prompts = read_prompts(PROMPTS, count)
+    return Prompts(prompts.samples, "SinkScope's own prompts", prompts.notes)
 
 
 def read_prompts(path: Path, count: int) -> Prompts:
@@ -84,7 +84,7 @@ def read_prompts(path: Path, count: int) -> Prompts:
     try:
         lines = read_bytes(path, MOST_BYTES, "The prompts").decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"The prompts {path.name} are no UTF-8 text: {error}.") from error
+        raise ValueError(f"The prompts {path.name} are not UTF-8 text: {error}.") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not kept:
         raise ValueError(f"{path.name} has no prompt; allowed: a text file with a prompt a line.")

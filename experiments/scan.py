@@ -68,7 +68,7 @@ class Scan:
         everywhere = KeyAttention(tuple(range(case.length)), case.first)
         if looks and case.index == 0:
             probes.append(everywhere)
-        plain = study.passed(case, inputs, probes)  # type: ignore[arg-type]
+        plain = study.forward_pass(case, inputs, probes)  # type: ignore[arg-type]
         session = plain.session
         for site in self.sites:
             stacked = session[values].stacked(site)  # (tokens, L, ...)
@@ -118,7 +118,7 @@ def run(study: Study, settings: ScanSettings) -> Findings:
     """Run the experiment."""
     scan = Scan(study, settings)
     study.plan(1)
-    for case, inputs in study.each("Scanning"):
+    for case, inputs in study.prepared_cases("Scanning"):
         scan.measure(case, inputs)
     charts = _charts(scan, study, settings)
     where, text, parts = _origin(scan, study)
@@ -137,13 +137,15 @@ def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
         places += [("attention", "attn_out", layer), ("mlp", "mlp_out", layer)]
 
     def norms(of: dict[tuple[Site, str], Vectors], name: str) -> list[float]:
-        each = {site: of[site, name].norm().tolist() for site in SITES["hidden"]}
-        return [each[site][layer] for _, site, layer in places]
+        site_norms = {site: of[site, name].norm().tolist() for site in SITES["hidden"]}
+        return [site_norms[site][layer] for _, site, layer in places]
 
     whole = {name: norms(scan.vectors, name) for name in (sink, reference)}
     along = {name: norms(scan.along, name) for name in (sink, reference)} if study.dims else whole
-    excess = [own - other for own, other in zip(along[sink], along[reference], strict=True)]
-    found = next(
+    excess = [
+        sink_value - other for sink_value, other in zip(along[sink], along[reference], strict=True)
+    ]
+    origin = next(
         (
             index
             for index, more in enumerate(excess)
@@ -169,21 +171,21 @@ def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
         keys=2,
         note="input: what enters layer 0, the embedding or the vision tower's output.",
     )
-    if found is None:
+    if origin is None:
         text = (
-            f"Nowhere does what a part writes{on} at {sink} reach {STANDS_OUT:g} times its norm at "
+            f"No part writes{on} at {sink} a vector of {STANDS_OUT:g} times its norm at "
             f"{reference}: no layer stands out."
         )
         return {"part": None, "layer": None}, text, table
-    word, _, layer = places[found]
+    word, _, layer = places[origin]
     where = {
         "input": "at the input of layer 0 (the embedding, or the vision tower's output)",
         "attention": f"in the attention of layer {layer}",
         "mlp": f"in the MLP of layer {layer}",
     }[word]
     text = (
-        f"The sinks arise {where}: its norm{on} is {along[sink][found]:.4g} at {sink} and "
-        f"{along[reference][found]:.4g} at {reference}."
+        f"The sinks arise {where}: its norm{on} is {along[sink][origin]:.4g} at {sink} and "
+        f"{along[reference][origin]:.4g} at {reference}."
     )
     return {"part": word, "layer": layer}, text, table
 
@@ -196,9 +198,9 @@ def _most_attention(scan: Scan, study: Study) -> str:
     layer = int(by_layer.nan_to_num(-1.0).argmax())
     head = int(mean[layer].argmax())
     return (
-        f"A token of {study.sink} gets most attention in layer {layer} "
-        f"({float(by_layer[layer]):.4g} on the mean over heads, "
-        f"{float(mean[layer, head]):.4g} in head {head})."
+        f"A token of {study.sink} gets the most attention in layer {layer} "
+        f"(mean over heads {float(by_layer[layer]):.4g}, "
+        f"head {head} {float(mean[layer, head]):.4g})."
     )
 
 
@@ -207,36 +209,36 @@ def _by_layer(values: Tensor) -> Tensor:
     return values if values.ndim == 1 else values.mean(1)
 
 
-def _spread(own: Vectors) -> Tensor:
+def _spread(vectors: Vectors) -> Tensor:
     """The spread; NaN if a group has a single vector in all samples."""
-    return own.spread() if own.count > 1 else torch.full_like(own.norm(), float("nan"))
+    return vectors.spread() if vectors.count > 1 else torch.full_like(vectors.norm(), float("nan"))
 
 
 def _columns(scan: Scan, study: Study, name: str, settings: ScanSettings) -> dict[str, Tensor]:
     """Quantities of one group, each (L,)."""
-    made: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
     if scan.vectors["block_in", name].count == 0:
-        return made
+        return columns
     for quantity in settings.print:
         if quantity == "q":
-            made["cos_qk"] = scan.cosines[name].value().mean(1)
+            columns["cos_qk"] = scan.cosines[name].value().mean(1)
         elif quantity in ("k", "v"):
-            own = scan.vectors[quantity, name]
-            made[f"norm_{quantity}"] = _by_layer(own.norm())
-            made[f"spread_{quantity}"] = _by_layer(_spread(own))
+            vectors = scan.vectors[quantity, name]
+            columns[f"norm_{quantity}"] = _by_layer(vectors.norm())
+            columns[f"spread_{quantity}"] = _by_layer(_spread(vectors))
         elif quantity == "hidden":
-            own = scan.vectors["block_in", name]
-            made["norm_hidden"], made["spread_hidden"] = own.norm(), _spread(own)
-            made["energy_concentration"] = scan.peaks[name].value()
-            made["massive_share"] = scan.massive[name].value()
+            vectors = scan.vectors["block_in", name]
+            columns["norm_hidden"], columns["spread_hidden"] = vectors.norm(), _spread(vectors)
+            columns["energy_concentration"] = scan.peaks[name].value()
+            columns["massive_share"] = scan.massive[name].value()
         elif quantity == "attn":
-            made["attention"] = scan.attention[name].value().mean(1)
-            made["sink_rate"] = scan.rates[name].value()
+            columns["attention"] = scan.attention[name].value().mean(1)
+            columns["sink_rate"] = scan.rates[name].value()
         else:
-            own = scan.vectors["mlp_out", name]
-            made["log10_norm_mlp"] = own.norm().log10()
-            made["spread_mlp"] = _spread(own)
-    return made
+            vectors = scan.vectors["mlp_out", name]
+            columns["log10_norm_mlp"] = vectors.norm().log10()
+            columns["spread_mlp"] = _spread(vectors)
+    return columns
 
 
 def _table(scan: Scan, study: Study, settings: ScanSettings) -> Table:
@@ -246,9 +248,12 @@ def _table(scan: Scan, study: Study, settings: ScanSettings) -> Table:
         (
             name,
             layer,
-            *(number(float(own[column][layer])) if column in own else None for column in columns),
+            *(
+                number(float(group_columns[column][layer])) if column in group_columns else None
+                for column in columns
+            ),
         )
-        for name, own in by_group.items()
+        for name, group_columns in by_group.items()
         for layer in range(study.layers)
     ]
     return Table(
@@ -288,16 +293,16 @@ NOTES = {
 def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
     by_group = {name: _columns(scan, study, name, settings) for name in study.names}
     layers = tuple(range(study.layers))
-    made = []
+    charts = []
     for column in by_group[study.sink]:
         title, label = LABELS[column]
         lines = [
-            _line(scan, name, column, own[column])
-            for name, own in by_group.items()
-            if column in own and bool(torch.isfinite(own[column]).any())
+            _line(scan, name, column, columns[column])
+            for name, columns in by_group.items()
+            if column in columns and bool(torch.isfinite(columns[column]).any())
         ]
         if lines:
-            made.append(
+            charts.append(
                 Chart(
                     column,
                     title,
@@ -310,9 +315,9 @@ def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
                 )
             )
     if "attn" in settings.print:
-        made.append(_one_head(scan, study, settings))
+        charts.append(_one_head(scan, study, settings))
         mean = scan.attention[study.sink].value()  # (L, H)
-        made.append(
+        charts.append(
             Chart(
                 "attention_by_head",
                 f"Attention to {study.sink} by layer and head",
@@ -324,7 +329,7 @@ def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
                 note="Mean over samples and queries.",
             )
         )
-    return made
+    return charts
 
 
 def _one_head(scan: Scan, study: Study, settings: ScanSettings) -> Chart:
@@ -333,8 +338,8 @@ def _one_head(scan: Scan, study: Study, settings: ScanSettings) -> Chart:
     seen = scan.first_sample
     assert seen is not None
     case = study.cases[0]
-    own = seen[:, :, list(case.groups[study.sink])].mean(-1)  # (L, H)
-    most = int(own.nan_to_num(0.0).amax(0).argmax())
+    sink_attention = seen[:, :, list(case.groups[study.sink])].mean(-1)  # (L, H)
+    most = int(sink_attention.nan_to_num(0.0).amax(0).argmax())
     head = most if settings.head is None else settings.head
     return Chart(
         "one_head",

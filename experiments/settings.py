@@ -34,17 +34,17 @@ def token_groups(name: str, given: Any) -> tuple[Token, ...]:
     words = given.replace(" ", "").split(",") if isinstance(given, str) else given
     if not isinstance(words, list | tuple) or not words:
         raise refuse(name, given, GROUPS)
-    made: list[Token] = []
+    tokens: list[Token] = []
     for word in words:
         if isinstance(word, str) and re.fullmatch(r"\d{1,6}", word):
-            made.append(int(word))
+            tokens.append(int(word))
         elif word in ROLES or (isinstance(word, int) and not isinstance(word, bool) and word >= 0):
-            made.append(word)
+            tokens.append(word)
         else:
             raise refuse(name, word, GROUPS)
-    if len(set(made)) < len(made):
+    if len(set(tokens)) < len(tokens):
         raise refuse(name, given, GROUPS)
-    return tuple(made)
+    return tuple(tokens)
 
 
 @explained
@@ -56,7 +56,7 @@ class StudySettings:
         None,
         "Groups of tokens: the sink first, its reference second; some of sinks, "
         "ordinary, first, last, or positions such as 0,1,8.",
-        own=token_groups,
+        converter=token_groups,
         allowed=GROUPS,
         metavar="LIST",
         left_out="sinks,ordinary,first,last; without images first,ordinary,last",
@@ -64,24 +64,26 @@ class StudySettings:
     sinks_by: SinksBy = setting(
         "auto",
         "What makes a vision token a sink: profile (phi > tau), attention (what it receives, no "
-        "profile needed), or auto: the profile where there is one.",
+        "profile needed), or auto: the profile, if there is one.",
     )
     dims: tuple[int, ...] | None = setting(
-        None, "Sink dimensions.", left_out="the profile's, where there is one"
+        None, "Sink dimensions.", left_out="the profile's, if there is one"
     )
     tau: float | None = setting(None, "Threshold on phi.", low=0.0, left_out="the profile's")
     min_ratio: float = like(FindSettings, "min_ratio")
     top_percent: float = like(FindSettings, "top_percent")
-    answers: Answers = setting("given", "The samples' answers where there are any, or the model's.")
+    answers: Answers = setting(
+        "given", "given: the samples' answers, if there are any; own: the model's."
+    )
     answer_tokens: int = setting(
         8, "Maximum number of answer tokens that are read.", low=1, high=256
     )
-    controls: int = setting(3, "Random draws of each control.", low=1, high=100)
-    bootstrap: int = like(FindSettings, "bootstrap", offered=True)
-    confidence: float = like(FindSettings, "confidence", offered=True)
+    controls: int = setting(3, "Number of random draws of each control.", low=1, high=100)
+    bootstrap: int = like(FindSettings, "bootstrap", user_facing=True)
+    confidence: float = like(FindSettings, "confidence", user_facing=True)
     removed: float = setting(
         0.8,
-        "Verdict A: least share of the excess attention that must be removed.",
+        "Verdict A: smallest share of the excess attention that must be removed.",
         low=0.0,
         high=1.0,
     )
@@ -89,9 +91,13 @@ class StudySettings:
         0.2, "Verdict A: largest share of it that a control may remove.", low=0.0, high=1.0
     )
     auc: float = setting(
-        0.95, "Verdict B: least AUC, sinks against ordinary tokens.", low=0.5, high=1.0, label="AUC"
+        0.95,
+        "Verdict B: smallest AUC, sinks against ordinary tokens.",
+        low=0.5,
+        high=1.0,
+        label="AUC",
     )
-    seed: int = setting(0, "Of all random choices.", low=0, high=2**63 - 1)
+    seed: int = setting(0, "Seed of all random choices.", low=0, high=2**63 - 1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -102,17 +108,17 @@ class _Shared:
     """Settings that several experiments have."""
 
     layer: int = setting(REQUIRED, "Decoder layer, from 0.", low=0, high=MOST)
-    layers: tuple[int, ...] | None = setting(None, "In these layers.", left_out="all")
+    layers: tuple[int, ...] | None = setting(None, "Layers that are changed.", left_out="all")
     top: int | None = setting(
         None,
-        "How many neurons of largest mean share of the energy.",
+        "Number of top neurons, those with the largest mean share of the energy.",
         low=1,
         high=MOST,
-        left_out="the fewest that reach the least share, at most 16 and at most one of 32",
+        left_out="the fewest that reach the least share, at most 16 and one in 32",
     )
     min_share: float = setting(
         0.55,
-        "Least median over samples of their joint share; below it there is no such set.",
+        "Smallest median over samples of their joint share; below it there is no set.",
         label="Least share",
         low=0.0,
         high=1.0,
@@ -131,7 +137,7 @@ class ScanSettings:
     )
     head: int | None = setting(
         None,
-        "Whose attention is drawn by layer and position.",
+        "Head whose attention is drawn by layer and position.",
         low=0,
         high=MOST,
         left_out="the one that attends most to the sinks",
@@ -203,8 +209,8 @@ class DecomposeMLPInSettings:
     min_share: float = like(_Shared, "min_share")
     before_norm: bool | None = setting(
         None,
-        "Also project before the MLP's norm, which is defined for RMS norms.",
-        left_out="where it is defined",
+        "Also project before the MLP's norm; defined only for RMS norms.",
+        left_out="if it is defined",
     )
 
     def __post_init__(self) -> None:
@@ -218,7 +224,9 @@ class LowerAttentionSettings:
 
     factor: float = setting(0.0, "Factor on the attention to the sinks.", low=0.0, high=1.0)
     layers: tuple[int, ...] | None = like(_Shared, "layers")
-    keep_value: bool = setting(False, "Also keep what the sinks' values add to the output.")
+    keep_value: bool = setting(
+        False, "Also keep the contribution of the sinks' values to the output."
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -229,7 +237,7 @@ class LowerAttentionSettings:
 class CutEdgesSettings:
     """Settings of `cut-edges`."""
 
-    keys: Keys = setting("sinks", "Which keys are cut off.")
+    keys: Keys = setting("sinks", "Which keys are cut.")
     region: tuple[float, ...] | None = setting(
         None,
         "With keys region: x0,y0,x1,y1 of a box in the first image, as shares of its sides.",
@@ -239,7 +247,7 @@ class CutEdgesSettings:
     )
     queries: Queries = setting(
         "after_image",
-        "Queries that lose the edges: those after the last image, or all later.",
+        "Queries that lose the edges: those after the last image, or all later ones.",
     )
     layers: tuple[int, ...] | None = like(_Shared, "layers")
 
@@ -284,7 +292,7 @@ class SinkTokensSettings:
     """Settings of `sink-tokens`."""
 
     words: int = setting(
-        5, "How many of the sinks' most frequent words make the detector.", low=1, high=100
+        5, "Number of the sinks' most frequent words in the detector.", low=1, high=100
     )
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from sinkscope.experiments.study import Case, Study
 from sinkscope.experiments.verdict import Specific, specific, verdict
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 ROWS = 32  # tokens whose logits exist at once
@@ -50,16 +50,16 @@ def run(study: Study, settings: SinkTokensSettings) -> Findings:
     words = [Counter() for _ in range(study.layers)]  # type: list[Counter[int]]
     every = [Counter() for _ in range(study.layers)]  # type: list[Counter[int]]
     stack = study.handle.stack
-    for case, inputs in study.each("Reading words"):
+    for case, inputs in study.prepared_cases("Reading words"):
         lens = Lens(stack, case.groups[study.sink])
-        seen = study.passed(case, inputs, [lens]).session[lens]
+        seen = study.forward_pass(case, inputs, [lens]).session[lens]
         for layer, (tops, _) in seen.items():
             every[layer].update(tops)
             if case.index % 2 == 0:
                 words[layer].update(tops)
     chosen = [_most_common(one, settings.words) for one in words]
     halves = (_Scores(study.layers), _Scores(study.layers))
-    for case, inputs in study.each("Scoring tokens"):
+    for case, inputs in study.prepared_cases("Scoring tokens"):
         halves[case.index % 2].add(study, case, inputs, chosen)
     return _findings(study, settings, chosen, every, halves)
 
@@ -86,7 +86,7 @@ class Lens(Probe):
 
 class _Reading(Reader):
     def __init__(self, probe: Lens) -> None:
-        self.looks = (At("block_in", None, probe.positions),)
+        self.reads = (SiteSelection("block_in", None, probe.positions),)
         self._probe = probe
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -100,8 +100,8 @@ class _Reading(Reader):
             logs = torch.log_softmax(work, dim=-1)
             best = logs.max(-1)
             tops.append(best.indices)
-            own = best.values if words is None else logs[:, list(words[layer])].amax(-1)
-            scores.append(own)
+            word_logs = best.values if words is None else logs[:, list(words[layer])].amax(-1)
+            scores.append(word_logs)
         self._seen[layer] = torch.cat(tops), torch.cat(scores)
 
     def result(self) -> dict[int, tuple[list[int], Tensor]]:
@@ -131,11 +131,11 @@ class _Scores:
         self.ordinary = [[] for _ in range(self.layers)]
 
     def add(self, study: Study, case: Case, inputs: object, chosen: list[list[int]]) -> None:
-        own = set(case.groups[study.sink])
-        positions = tuple(sorted({*own, *case.others}))
-        mask = torch.tensor([position in own for position in positions])
+        sinks = set(case.groups[study.sink])
+        positions = tuple(sorted({*sinks, *case.others}))
+        mask = torch.tensor([position in sinks for position in positions])
         lens = Lens(study.handle.stack, positions, tuple(map(tuple, chosen)))
-        seen = study.passed(case, inputs, [lens]).session[lens]  # type: ignore[arg-type]
+        seen = study.forward_pass(case, inputs, [lens]).session[lens]  # type: ignore[arg-type]
         for layer, (_, scores) in seen.items():
             self.sinks[layer].append(scores[mask])
             self.ordinary[layer].append(scores[~mask])
@@ -179,14 +179,14 @@ def _findings(
         f"What {study.sink} decode to at each layer's input",
         ("layer", "words", "share_of_first", "different", "auc_fit", "auc", "auc_low", "auc_high"),
         tuple(rows),
-        note="auc: of the detector, on the half of the samples that did not choose its words.",
+        note="auc: of the detector, on the samples that its words were not chosen from.",
     )
     first = _most_common(every[best], 1)[0]
     share = every[best][first] / sum(every[best].values())
-    said = (
+    summary = (
         f"At the input of layer {best}, {share:.0%} of {study.sink} decode to "
         f"{_word(study, first)}. The {len(chosen[best])} most frequent words tell sinks from "
-        f"ordinary tokens with AUC {tested[best].auc} on samples that did not choose them.",
+        f"ordinary tokens with AUC {tested[best].auc} on samples that they were not chosen from.",
     )
     judged = verdict(study.settings, f"words of layer {best}", None, tested[best], len(study.cases))
     values = {
@@ -199,7 +199,7 @@ def _findings(
     charts = (
         Chart(
             "auc",
-            "Sinks against ordinary tokens, by words alone",
+            "Sinks against ordinary tokens, by their words",
             "lines",
             layers,
             (
@@ -226,11 +226,11 @@ def _findings(
             y_label="share",
         ),
     )
-    return Findings(said, (table,), charts, judged, values)
+    return Findings(summary, (table,), charts, judged, values)
 
 
-def _auc(found: Specific) -> float:
-    return found.auc.value if math.isfinite(found.auc.value) else -1.0
+def _auc(specific: Specific) -> float:
+    return specific.auc.value if math.isfinite(specific.auc.value) else -1.0
 
 
 def _word(study: Study, word: int) -> str:

@@ -99,15 +99,15 @@ class Spread:
         apart = units if self._shift is None else units - self._shift
         self.norms.append(float(torch.linalg.vector_norm(values.to(F64), dim=-1).sum()))
         self.counts.append(len(values))
-        own = _Sum(1, len(values), float(apart.square().sum()), apart.sum(0))
+        sample_sum = _Sum(1, len(values), float(apart.square().sum()), apart.sum(0))
         if self._sums and self._sums[-1].samples < self._block:
-            self._sums[-1] += own
+            self._sums[-1] += sample_sum
             return
         if len(self._sums) == BLOCKS:
             pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
             self._sums = [one + other for one, other in pairs]
             self._block *= 2
-        self._sums.append(own)
+        self._sums.append(sample_sum)
 
     def interval(self, resampling: Resampling) -> Interval:
         """The spread, with its interval."""
@@ -117,9 +117,9 @@ class Spread:
     def resampled(self, weights: Tensor) -> Tensor:
         """float64 (draws,): the spread with each sample (or block) weighted (draws, S); NaN where a
         draw has fewer than two vectors."""
-        sums = torch.stack([own.apart for own in self._sums])  # (S, D)
-        total = weights @ torch.tensor([own.count for own in self._sums], dtype=F64)
-        squares = torch.tensor([own.square for own in self._sums], dtype=F64)
+        sums = torch.stack([sample_sum.apart for sample_sum in self._sums])  # (S, D)
+        total = weights @ torch.tensor([sample_sum.count for sample_sum in self._sums], dtype=F64)
+        squares = torch.tensor([sample_sum.square for sample_sum in self._sums], dtype=F64)
         mean_square = (weights @ squares) / total
         square_mean = ((weights @ (sums @ sums.T)) * weights).sum(-1) / total.square()
         spread = ((mean_square - square_mean).clamp(min=0) / sums.shape[-1]).sqrt()
@@ -171,9 +171,9 @@ class Mean:
     def add(self, values: Tensor) -> None:
         """One sample's."""
         wide = values.to(F64)
-        there = ~wide.isnan()
-        self._sum = self._sum + torch.where(there, wide, 0.0)
-        self._count = self._count + there
+        present = ~wide.isnan()
+        self._sum = self._sum + torch.where(present, wide, 0.0)
+        self._count = self._count + present
 
     def value(self) -> Tensor:
         """float64: NaN in cells without a number in any sample."""

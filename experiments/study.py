@@ -1,7 +1,7 @@
 """One run of an experiment: the model, its samples with their tokens by role, and their passes.
 
 `experiments.preparing` makes it. An experiment then goes over the samples as often as it needs
-(`Study.each`): images are opened again and nothing of a sample is kept in between.
+(`Study.prepared_cases`): images are opened again and nothing of a sample is kept in between.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.validating.masking import read_answer
 
 
-class Watch:
+class ProgressWatch:
     """Reports progress and checks whether to stop, pass by pass."""
 
     def __init__(self, on_progress: Progress | None, stop: threading.Event | None) -> None:
@@ -74,7 +74,7 @@ class Case:
     @property
     def positions(self) -> tuple[int, ...]:
         """All positions of the groups, rising, each once."""
-        return tuple(sorted({p for own in self.groups.values() for p in own}))
+        return tuple(sorted({p for positions in self.groups.values() for p in positions}))
 
     def rows(self, group: str) -> Tensor:
         """int64: where the group's tokens are among `positions`."""
@@ -122,7 +122,7 @@ class Study:
     tau: float | None
     source: str
     notes: tuple[str, ...]
-    watch: Watch = field(repr=False)
+    watch: ProgressWatch = field(repr=False)
 
     @property
     def sink(self) -> str:
@@ -168,14 +168,14 @@ class Study:
         """Say how many passes a sample takes in all, after those of preparing."""
         self.watch.total = self.watch.done + passes * len(self.cases)
 
-    def each(self, text: str) -> Iterator[tuple[Case, PromptInputs]]:
+    def prepared_cases(self, text: str) -> Iterator[tuple[Case, PromptInputs]]:
         """All samples, prepared one by one."""
         for case in self.cases:
             self.watch.check()
-            yield case, ready(self.handle, case.sample)
+            yield case, prepare_inputs(self.handle, case.sample)
             self.watch.step(f"{text}: {case.sample.id}")
 
-    def passed(
+    def forward_pass(
         self,
         case: Case,
         inputs: PromptInputs,
@@ -203,7 +203,7 @@ class Study:
             none = torch.zeros(0, dtype=torch.float64)
             return Pass(inputs, session, dict(session[call]), none)
 
-    def again(
+    def repeat_pass(
         self,
         case: Case,
         plain: Pass,
@@ -237,7 +237,7 @@ class Study:
         return session, logs
 
 
-def ready(handle: ModelHandle, sample: AnySample) -> PromptInputs:
+def prepare_inputs(handle: ModelHandle, sample: AnySample) -> PromptInputs:
     """A sample as model inputs."""
     return handle.prepare(
         sample.open_images(), sample.prompt, sample.system, history=sample.history

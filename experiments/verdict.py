@@ -47,7 +47,7 @@ class Causal:
         """How much of the sinks' attention is gone, in words."""
         if self.excess.value > 0 and not self.excess.low <= 0:
             return f"{self.removed.percent()} of the sinks' excess attention is gone"
-        return "there is no excess of the sinks' attention that could go"
+        return "there is no excess attention of the sinks that could be removed"
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ class Specific:
     ordinary: int
 
 
-def is_causal(found: Causal, settings: StudySettings) -> bool:
+def is_causal(causal: Causal, settings: StudySettings) -> bool:
     """Condition A."""
-    if not found.excess.low > 0 or not found.removed.value >= settings.removed:
+    if not causal.excess.low > 0 or not causal.removed.value >= settings.removed:
         return False
     return all(
-        control.value <= settings.spared and control.high < found.removed.low
-        for control in found.controls.values()
+        control.value <= settings.spared and control.high < causal.removed.low
+        for control in causal.controls.values()
     )
 
 
-def is_specific(found: Specific, settings: StudySettings) -> bool:
+def is_specific(specific: Specific, settings: StudySettings) -> bool:
     """Condition B."""
-    return found.auc.value >= settings.auc
+    return specific.auc.value >= settings.auc
 
 
 def specific(
@@ -109,15 +109,15 @@ def specific(
 def _wins(sinks: Sequence[Tensor], ordinary: Sequence[Tensor]) -> Tensor:
     """float64 (S, S): of sample i's sinks and sample j's ordinary tokens, the pairs in which the
     sink is above; ties count half."""
-    made = torch.zeros(len(sinks), len(ordinary), dtype=torch.float64)
+    wins = torch.zeros(len(sinks), len(ordinary), dtype=torch.float64)
     for column, others in enumerate(ordinary):
         rising = torch.sort(others.double()).values
-        for row, own in enumerate(sinks):
-            value = own.double().contiguous()
+        for row, sink in enumerate(sinks):
+            value = sink.double().contiguous()
             below = torch.searchsorted(rising, value)
             upto = torch.searchsorted(rising, value, right=True)
-            made[row, column] = float((below + upto).double().sum()) / 2
-    return made
+            wins[row, column] = float((below + upto).double().sum()) / 2
+    return wins
 
 
 def verdict(
@@ -140,32 +140,34 @@ def verdict(
     if causal is not None:
         thresholds.append(
             f"A: the excess is above 0 with its interval, at least {settings.removed:.0%} of it "
-            f"goes, controls take at most {settings.spared:.0%}, and their intervals lie below"
+            f"is removed, controls remove at most {settings.spared:.0%}, and their intervals lie "
+            "below the factor's"
         )
         holds = is_causal(causal, settings)
         text.append(f"A (causal): {'yes' if holds else 'no'}. " + _why_causal(causal, factor))
         if samples < 2:
-            text.append("One sample leaves no interval, so A cannot hold; give two or more.")
+            text.append("One sample gives no interval, so A cannot hold; give two or more.")
     if special is not None:
         thresholds.append(f"B: AUC at least {settings.auc:g}")
         margin = "" if not math.isfinite(special.margin) else f", margin {special.margin:.3g} sd"
         text.append(
             f"B (specific): {'yes' if is_specific(special, settings) else 'no'}. On the {factor} "
-            f"a sink token is above an ordinary one with AUC {special.auc}{margin} "
+            f"sink tokens are above ordinary ones with AUC {special.auc}{margin} "
             f"({special.sinks} sink tokens, {special.ordinary} ordinary ones)."
         )
     known = None if special is None else is_specific(special, settings)
     return Verdict(holds, known, tuple(text), tuple(thresholds))
 
 
-def _why_causal(found: Causal, factor: str) -> str:
-    if not found.excess.value > 0 or found.excess.low <= 0:
+def _why_causal(causal: Causal, factor: str) -> str:
+    if not causal.excess.value > 0 or causal.excess.low <= 0:
         return (
-            f"The sinks get no more attention than the reference tokens (excess {found.excess}), "
+            f"The sinks get no more attention than the reference tokens (excess {causal.excess}), "
             "so there is nothing to take away."
         )
-    controls = "; ".join(f"{name} {own.percent()}" for name, own in found.controls.items())
+    controls = "; ".join(f"{name} {control.percent()}" for name, control in causal.controls.items())
     return (
-        f"Of the sinks' excess attention in later layers ({found.excess}), "
-        f"{found.removed.percent()} goes with the {factor}. Controls: {controls or 'none'}."
+        f"Of the sinks' excess attention in later layers ({causal.excess}), "
+        f"{causal.removed.percent()} disappears without the {factor}. "
+        f"Controls: {controls or 'none'}."
     )

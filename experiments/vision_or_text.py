@@ -34,7 +34,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.damp import DampDims
 from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.utils import number_of
 
 ZEROED, DIMS, TOKENS = "dims zeroed", "dims swapped", "tokens swapped"
@@ -45,10 +45,11 @@ def check(handle: ModelHandle, settings: VisionOrTextSettings, asked: StudySetti
     """Refuse, before any pass, a text model, a model of one layer, a single group, and so many
     dimensions that there are no others."""
     if not handle.family.sees_images:
-        there = ", ".join(row.name for row in EXPERIMENTS if not row.needs_images)
+        text_experiments = ", ".join(row.name for row in EXPERIMENTS if not row.needs_images)
         raise ValueError(
             f"{handle.info.id} is a text model and has no vision tower; vision-or-text is for "
-            f"models that see images. Allowed with {handle.info.id}: {there}, on prompts of text."
+            f"models that see images. Allowed with {handle.info.id}: {text_experiments}, on "
+            "prompts of text."
         )
     check_layer(handle, 0, after=True)
     check_reference(asked)
@@ -56,7 +57,7 @@ def check(handle: ModelHandle, settings: VisionOrTextSettings, asked: StudySetti
     if asked.dims is not None and len(asked.dims) > most:
         raise ValueError(
             f"dims has {len(asked.dims)} dimensions; allowed: at most {most}, half of the model's, "
-            "for as many random others are held against them."
+            "because they are compared with as many random others."
         )
 
 
@@ -67,39 +68,39 @@ def run(study: Study, settings: VisionOrTextSettings) -> Findings:
         ValueError: a sample has fewer reference tokens than sinks to swap them with.
     """
     for case in study.cases:
-        own, other = len(case.groups[study.sink]), len(case.groups[study.reference])
-        if other < own:
+        sinks, other = len(case.groups[study.sink]), len(case.groups[study.reference])
+        if other < sinks:
             raise ValueError(
-                f"{case.sample.id} has {number_of(own, 'token')} of {study.sink} and {other} of "
+                f"{case.sample.id} has {number_of(sinks, 'token')} of {study.sink} and {other} of "
                 f"{study.reference} to swap them with; allowed: as many or more, such as "
                 "tokens sinks,ordinary."
             )
     study.plan(1 if study.dims else 2)
     dims = study.dims or _massive(study, settings.massive)
     effects = Effects(study)
-    for case, inputs in study.each("Changing the input of layer 0"):
-        plain = study.passed(case, inputs)
+    for case, inputs in study.prepared_cases("Changing the input of layer 0"):
+        plain = study.forward_pass(case, inputs)
         for arm, draws in _arms(study, case, dims).items():
             effects.measure(arm, case, plain, *draws)
     return _findings(study, effects, dims)
 
 
 def _arms(study: Study, case: Case, dims: tuple[int, ...]) -> dict[str, list[list[Intervention]]]:
-    own, other = case.groups[study.sink], case.groups[study.reference]
-    pairs = tuple(zip(own, other, strict=False))
+    sinks, other = case.groups[study.sink], case.groups[study.reference]
+    pairs = tuple(zip(sinks, other, strict=False))
     size, draws = study.handle.info.hidden_size, range(study.settings.controls)
     rest = [dim for dim in range(size) if dim not in dims]
 
     def zero(positions: tuple[int, ...], which: tuple[int, ...]) -> list[Intervention]:
-        return [DampDims(At("block_in", (0,), positions), which)]
+        return [DampDims(SiteSelection("block_in", (0,), positions), which)]
 
     seed = study.settings.seed
     return {
         PLAIN: [[]],
-        ZEROED: [zero(own, dims)],
+        ZEROED: [zero(sinks, dims)],
         DIMS: [[SwapTokens("block_in", (0,), pairs, dims)]],
         TOKENS: [[SwapTokens("block_in", (0,), pairs)]],
-        RANDOM_DIMS: [zero(own, random_tokens(rest, len(dims), seed + d + 1)) for d in draws],
+        RANDOM_DIMS: [zero(sinks, random_tokens(rest, len(dims), seed + d + 1)) for d in draws],
         RANDOM_TOKENS: [zero(tokens, dims) for tokens in study.random(case)],
     }
 
@@ -107,12 +108,12 @@ def _arms(study: Study, case: Case, dims: tuple[int, ...]) -> dict[str, list[lis
 def _massive(study: Study, count: int) -> tuple[int, ...]:
     """The dimensions in which sinks and reference differ most at the input of layer 0."""
     sums: dict[str, Tensor] = {}
-    for case, inputs in study.each("Looking for massive dimensions"):
+    for case, inputs in study.prepared_cases("Looking for massive dimensions"):
         probe = AtTokens(("block_in",), case.positions, (0,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer("block_in", 0)
+        values = study.forward_pass(case, inputs, [probe]).session[probe].layer("block_in", 0)
         for name in study.names[:2]:
-            own = values[case.rows(name)].sum(0)
-            sums[name] = sums[name] + own if name in sums else own
+            group_sum = values[case.rows(name)].sum(0)
+            sums[name] = sums[name] + group_sum if name in sums else group_sum
     sizes = study.sizes
     apart = sums[study.sink] / sizes[study.sink] - sums[study.reference] / sizes[study.reference]
     return tuple(sorted(apart.abs().topk(min(count, len(apart) // 2)).indices.tolist()))
@@ -162,11 +163,11 @@ def _findings(study: Study, effects: Effects, dims: tuple[int, ...]) -> Findings
         origin = "language model"
         text = (
             "The sinks arise in the language model: neither their massive dimensions at the input "
-            "nor the whole vector there takes them along."
+            "nor the whole vector there moves them."
         )
     if not causal.excess.value > 0:
         origin, text = "none", "The sinks get no more attention than the reference tokens."
-    said = (
+    summary = (
         text,
         f"After the swap of whole tokens {followed.tokens.percent()} of the excess attention is at "
         f"{study.reference}, and {left.percent()} of it has left {study.sink}.",
@@ -186,7 +187,7 @@ def _findings(study: Study, effects: Effects, dims: tuple[int, ...]) -> Findings
     )
     values = {"origin": origin, "dims": list(dims), "removed": number(causal.removed.value)}
     charts = (*effects.charts(), *_reference_chart(study, effects))
-    return Findings(said, (effects.table(later), table), charts, judged, values)
+    return Findings(summary, (effects.table(later), table), charts, judged, values)
 
 
 def _reference_chart(study: Study, effects: Effects) -> list[Chart]:

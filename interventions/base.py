@@ -20,8 +20,9 @@ An intervention is a frozen dataclass that derives from `Intervention` and overr
             new[..., self.position] *= self.factor
             return new
 
-An intervention that keeps state during a run overrides `begin` and returns its own `Acting`: it
-sees the values of the sites in `looks`, and `result` is what the session returns for it.
+An intervention that keeps state during a run overrides `begin` and returns its own
+`ActiveIntervention`: it sees the values of the sites in `reads`, and `result` is what the session
+returns for it.
 
 Several interventions act in the order in which they are listed, at each site and on each row. All
 changes of a site come before any probe reads it.
@@ -41,10 +42,10 @@ import torch
 from torch import Tensor
 
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
-class Acting:
+class ActiveIntervention:
     """What an intervention does during one session. By default: nothing.
 
     Attributes (each may be left out; without values here, so that a dataclass may have them as
@@ -52,13 +53,13 @@ class Acting:
         layers: where `rows` and `mask` act; None, or left out: everywhere.
         row_positions: the queries that `rows` may change; None, or left out: after the last image.
         edits: the sites that `edit` changes.
-        looks: the sites that `see` is shown.
+        reads: the sites that `see` is shown.
     """
 
     layers: tuple[int, ...] | None
     row_positions: range | None
-    edits: tuple[At, ...]
-    looks: tuple[At, ...]
+    edits: tuple[SiteSelection, ...]
+    reads: tuple[SiteSelection, ...]
 
     def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
         """Changed attention rows.
@@ -96,7 +97,7 @@ class Acting:
         """
         raise NotImplementedError
 
-    def made(self, layer: int, positions: range) -> Tensor | None:
+    def corrected_rows(self, layer: int, positions: range) -> Tensor | None:
         """The changed rows (B, H, R, K) of these queries, if `correct`, which was called just
         before in this layer, has computed them; else None."""
         return None
@@ -123,7 +124,7 @@ class Acting:
         raise NotImplementedError
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """The values of one of `looks`, after all edits."""
+        """The values of one of `reads`, after all edits."""
 
     def step_key(self) -> Hashable:
         """The fixed part of `rows` in a decode step: runs with equal keys differ only in the values
@@ -144,10 +145,10 @@ class Acting:
         return self
 
 
-class Intervention(Acting):
+class Intervention(ActiveIntervention):
     """The settings of a change to a model. Derive a frozen dataclass from it."""
 
-    def begin(self, run: RunInfo) -> Acting:
+    def begin(self, run: RunInfo) -> ActiveIntervention:
         """The object that acts during one run; the intervention itself if it keeps no state.
 
         Raises:
@@ -156,6 +157,6 @@ class Intervention(Acting):
         return self
 
 
-def overrides(acting: Acting, method: str) -> bool:
+def overrides(acting: ActiveIntervention, method: str) -> bool:
     """Whether an intervention has its own `rows`, `correct`, `mask`, `edit` or `see`."""
-    return getattr(type(acting), method) is not getattr(Acting, method)
+    return getattr(type(acting), method) is not getattr(ActiveIntervention, method)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class DampDims(Intervention):
         factor: what they are multiplied with.
     """
 
-    at: At
+    at: SiteSelection
     dims: tuple[int, ...]
     factor: float = 0.0
 
-    def begin(self, run: RunInfo) -> Acting:
+    def begin(self, run: RunInfo) -> ActiveIntervention:
         """See `Intervention.begin`.
 
         Raises:
@@ -39,8 +39,8 @@ class DampDims(Intervention):
         return _Damping(self.at, self.dims, self.factor)
 
 
-class _Damping(Acting):
-    def __init__(self, at: At, dims: tuple[int, ...], factor: float) -> None:
+class _Damping(ActiveIntervention):
+    def __init__(self, at: SiteSelection, dims: tuple[int, ...], factor: float) -> None:
         self.edits = (at,)
         self._dims, self._factor = dims, factor
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.models.run_info import RunInfo
 
 
@@ -46,7 +46,7 @@ class CutEdges(Intervention):
     queries: range | tuple[int, ...] | None = None
     layers: tuple[int, ...] | None = None
 
-    def begin(self, run: RunInfo) -> Acting:
+    def begin(self, run: RunInfo) -> ActiveIntervention:
         """See `Intervention.begin`.
 
         Raises:
@@ -78,7 +78,7 @@ class CutEdges(Intervention):
         return _Cutting(cut.to(run.device), queries, self.layers)
 
 
-class _Cutting(Acting):
+class _Cutting(ActiveIntervention):
     """`cut`: bool (1 or B, positions), on the device."""
 
     def __init__(
@@ -86,15 +86,15 @@ class _Cutting(Acting):
     ) -> None:
         self._cut, self.layers = cut, layers
         self._queries = queries if isinstance(queries, range) else frozenset(queries)
-        self._made: tuple[object, Tensor | None] | None = None
+        self._cached_mask: tuple[object, Tensor | None] | None = None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
         """bool (1 or B, 1, queries, keys), made once per pass for all layers; None where no query
         of the pass is chosen."""
         what = (queries, keys, device)
-        if self._made is None or self._made[0] != what:
-            self._made = (what, self._mask(queries, keys, device))
-        return self._made[1]
+        if self._cached_mask is None or self._cached_mask[0] != what:
+            self._cached_mask = (what, self._mask(queries, keys, device))
+        return self._cached_mask[1]
 
     def _mask(self, queries: range, keys: int, device: torch.device) -> Tensor | None:
         chosen = [query in self._queries for query in queries]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.models.run_info import RunInfo
 
 
@@ -29,7 +29,7 @@ class HideKeys(Intervention):
     hidden: Tensor
     first_query: int = 0
 
-    def begin(self, run: RunInfo) -> Acting:
+    def begin(self, run: RunInfo) -> ActiveIntervention:
         """See `Intervention.begin`.
 
         Raises:
@@ -44,19 +44,19 @@ class HideKeys(Intervention):
         return _Hiding(self.hidden, self.first_query)
 
 
-class _Hiding(Acting):
+class _Hiding(ActiveIntervention):
     def __init__(self, hidden: Tensor, first_query: int) -> None:
         self._hidden, self._first_query = hidden, first_query
-        self._made: tuple[object, Tensor] | None = None
+        self._cached_mask: tuple[object, Tensor] | None = None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor:
         """bool (B, 1, queries, keys); one layer at a time, computed once if all are the same."""
         by_layer = self._hidden.ndim == 3
         what = (layer if by_layer else None, queries, keys, device)
-        if self._made is None or self._made[0] != what:
+        if self._cached_mask is None or self._cached_mask[0] != what:
             hidden = self._hidden[:, layer] if by_layer else self._hidden
-            self._made = (what, self._mask(hidden.to(device), queries, keys))
-        return self._made[1]
+            self._cached_mask = (what, self._mask(hidden.to(device), queries, keys))
+        return self._cached_mask[1]
 
     def _mask(self, hidden: Tensor, queries: range, keys: int) -> Tensor:
         query = torch.arange(queries.start, queries.stop, device=hidden.device)[:, None]

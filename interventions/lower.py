@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.models.run_info import RunInfo
 
 
@@ -53,7 +53,7 @@ class LowerAttention(Intervention):
                 "keys nor the weights of the others would change; give both."
             )
 
-    def begin(self, run: RunInfo) -> Acting:
+    def begin(self, run: RunInfo) -> ActiveIntervention:
         """See `Intervention.begin`.
 
         Raises:
@@ -66,7 +66,7 @@ class LowerAttention(Intervention):
         return _Lowering(self, run)
 
 
-class _Lowering(Acting):
+class _Lowering(ActiveIntervention):
     def __init__(self, asked: LowerAttention, run: RunInfo) -> None:
         self._asked = asked
         self.layers = asked.layers

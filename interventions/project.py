@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +30,11 @@ class ProjectOut(Intervention):
         metric: m, floating (D,); None: 1 everywhere.
     """
 
-    at: At
+    at: SiteSelection
     basis: Tensor
     metric: Tensor | None = None
 
-    def begin(self, run: RunInfo) -> Acting:
+    def begin(self, run: RunInfo) -> ActiveIntervention:
         """See `Intervention.begin`.
 
         Raises:
@@ -48,13 +48,13 @@ class ProjectOut(Intervention):
         return _Projecting(self.at, self.basis, self.metric)
 
 
-class _Projecting(Acting):
+class _Projecting(ActiveIntervention):
     """`ProjectOut` in a run: its matrices, once per device and dtype."""
 
-    def __init__(self, at: At, basis: Tensor, metric: Tensor | None) -> None:
+    def __init__(self, at: SiteSelection, basis: Tensor, metric: Tensor | None) -> None:
         self.edits = (at,)
         self._basis, self._metric = basis, metric
-        self._made: tuple[object, Tensor, Tensor] | None = None
+        self._cached_basis: tuple[object, Tensor, Tensor] | None = None
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         work = torch.promote_types(values.dtype, torch.float32)
@@ -68,10 +68,10 @@ class _Projecting(Acting):
 
     def _on(self, device: torch.device, work: torch.dtype) -> tuple[Tensor, Tensor]:
         """U, and m * U."""
-        if self._made is None or self._made[0] != (device, work):
+        if self._cached_basis is None or self._cached_basis[0] != (device, work):
             basis = self._basis.to(work).to(device)  # MPS has no float64
             weighted = basis
             if self._metric is not None:
                 weighted = self._metric.to(work).to(device)[:, None] * basis
-            self._made = ((device, work), basis, weighted)
-        return self._made[1], self._made[2]
+            self._cached_basis = ((device, work), basis, weighted)
+        return self._cached_basis[1], self._cached_basis[2]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.interventions.base import Intervention
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Scale(Intervention):
         ValueError: a limit or factor below 0, or neither is given.
     """
 
-    at: At
+    at: SiteSelection
     limit: float | None = None
     factor: float = 1.0
 
@@ -42,7 +42,7 @@ class Scale(Intervention):
             raise ValueError("Neither limit nor factor is given; nothing would change.")
 
     @property
-    def edits(self) -> tuple[At, ...]:  # type: ignore[override]
+    def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         """Where it acts."""
         return (self.at,)
 

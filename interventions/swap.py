@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.interventions.base import Intervention
-from sinkscope.models.sites import At, Site
+from sinkscope.models.sites import Site, SiteSelection
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class SwapTokens(Intervention):
             )
 
     @property
-    def edits(self) -> tuple[At, ...]:  # type: ignore[override]
+    def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         """Where it acts."""
         flat = sorted(position for pair in self.pairs for position in pair)
-        return (At(self.site, self.layers, tuple(flat)),)
+        return (SiteSelection(self.site, self.layers, tuple(flat)),)
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         place = {position: index for index, position in enumerate(positions)}

@@ -114,16 +114,16 @@ class Helper:
                 if late is not None and time.monotonic() > late:
                     raise Stopped(*at, what)
                 try:
-                    said = answers.get(timeout=TICK_SECONDS)
+                    message = answers.get(timeout=TICK_SECONDS)
                 except queue.Empty:
                     continue
-                if said is None:
+                if message is None:
                     over = True
                     raise HelperLostError(self._lost(process))
-                if "at" not in said:
+                if "at" not in message:
                     over = True
-                    return _outcome(said, what)
-                done, total, text = said["at"]
+                    return _outcome(message, what)
+                done, total, text = message["at"]
                 at = done, total
                 if on_progress is not None:
                     on_progress(done, total, text)
@@ -261,11 +261,11 @@ class _Process:
         assert stdout is not None
         with suppress(ValueError, OSError):  # closed, or an incomplete line of a dying process
             for line in stdout:
-                said = json.loads(line)
+                message = json.loads(line)
                 with self._lock:
-                    answers = self._answers.get(said.pop("task"))
+                    answers = self._answers.get(message.pop("task"))
                 if answers is not None:
-                    answers.put(said)
+                    answers.put(message)
         with self._lock:
             self._over = True
             waiting = list(self._answers.values())
@@ -282,15 +282,15 @@ def _end(popen: subprocess.Popen[str]) -> None:
                 pipe.close()
 
 
-def _outcome(said: Mapping[str, Any], what: str) -> Any:
+def _outcome(message: Mapping[str, Any], what: str) -> Any:
     """The result of a task; its error is raised here."""
-    if "done" in said:
-        return said["done"]
-    if "stopped" in said:
-        done, total, steps = said["stopped"]
+    if "done" in message:
+        return message["done"]
+    if "stopped" in message:
+        done, total, steps = message["stopped"]
         raise Stopped(done, total, steps or what)
-    if "refused" in said:
-        raise ValueError(said["refused"])
-    if "system" in said:
-        raise OSError(*said["system"])
-    raise HelperFailedError(said["failed"])
+    if "refused" in message:
+        raise ValueError(message["refused"])
+    if "system" in message:
+        raise OSError(*message["system"])
+    raise HelperFailedError(message["failed"])

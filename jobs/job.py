@@ -33,7 +33,7 @@ class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
         self.done, self.total, self.what = done, total, what
 
 
-class NobodyThereError(ValueError):
+class NoClientError(ValueError):
     """No client is left to read the result, so the job was ended."""
 
 
@@ -42,7 +42,7 @@ class NotOwnerError(ValueError):
 
 
 @dataclass(frozen=True)
-class At:
+class JobProgress:
     """The progress of a job.
 
     Attributes:
@@ -107,8 +107,8 @@ class Job:
         owner: the browser session whose job it is. None, on the command line and in a notebook:
             any holder of the job may stop it.
         kind: such as "answer"; a session's Stop applies to jobs of one kind.
-        seconds: how long it may compute, from `with` on; None for as long as it takes. Waiting in
-            the queue does not count.
+        seconds: how long it may compute, from `with` on; None: no limit. Waiting in the queue
+            does not count.
         on_progress: called with each report.
         clock: of the deadline, in seconds.
 
@@ -130,10 +130,10 @@ class Job:
             raise ValueError(f"seconds is {seconds!r}; allowed: a number above 0, or None.")
         self.owner, self.kind, self.seconds = owner, kind, seconds
         self.stop_event = StopEvent(clock)
-        self.at = At()
+        self.at = JobProgress()
         self._clock = clock
         self._told = on_progress
-        self._listener: Callable[[At], None] | None = None
+        self._listener: Callable[[JobProgress], None] | None = None
 
     def __enter__(self) -> Job:
         if self.seconds is not None:
@@ -152,7 +152,7 @@ class Job:
 
     def report(self, done: int, total: int, text: str = "") -> None:
         """Report progress; from any thread."""
-        self.at = At(self.at.stage, done, total, text)
+        self.at = JobProgress(self.at.stage, done, total, text)
         if self._told is not None:
             self._told(done, total, text)
         if self._listener is not None:
@@ -160,7 +160,7 @@ class Job:
 
     def enter(self, stage: str) -> None:
         """Begin another stage, whose steps count from 0."""
-        self.at = At(stage)
+        self.at = JobProgress(stage)
         if self._listener is not None:
             self._listener(self.at)
 
@@ -171,7 +171,7 @@ class Job:
 
     # --- for observers ---------------------------------------------------------------------------
 
-    def listen(self, listener: Callable[[At], None]) -> None:
+    def listen(self, listener: Callable[[JobProgress], None]) -> None:
         """Set the callback for reports and stages: the generator that streams the job."""
         self._listener = listener
 
@@ -209,10 +209,10 @@ class Job:
         """Why it was ended, as the start of a sentence: "Stopped", or the time limit."""
         if not self.late or self.seconds is None:
             return "Stopped"
-        return f"Stopped at the time limit of {spoken(self.seconds)}"
+        return f"Stopped at the time limit of {duration_text(self.seconds)}"
 
 
-def spoken(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A time in words: "90 seconds", "10 minutes"."""
     if seconds < 120:
         return f"{seconds:g} {'second' if seconds == 1 else 'seconds'}"

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sinkscope.jobs.job import At, Job, NobodyThereError, Stopped
-from sinkscope.jobs.line import Line, turns
+from sinkscope.jobs.job import Job, JobProgress, NoClientError, Stopped
+from sinkscope.jobs.job_queue import JobQueue, turns
 
 TICK_SECONDS = 1.0  # between two events of a silent job, so that a clock can advance
 
-STUCK_SECONDS = 120.0  # that a stopped job may take for its current step
+STUCK_SECONDS = 120.0  # limit for the current step of a stopped job
 
 Work = Callable[[Job], Any]
 Deserted = Callable[[str, float], bool]  # session, since when its job is known (time.monotonic)
@@ -62,8 +62,8 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A job's thread, and whether it has said how the job ended. Whoever streams the job may take a
-    while to hear it, and the thread is over meanwhile."""
+    """A job's thread, and whether it has reported how the job ended. The generator that streams the
+    job may read this report only after the thread has ended."""
 
     thread: threading.Thread
     told: threading.Event
@@ -79,20 +79,20 @@ class Runner:
 
     Args:
         longest: how many jobs may wait for the model.
-        seconds: how long one job may compute; None for as long as it takes.
+        seconds: how long one job may compute; None: no limit.
         share: how many of these one session may have waiting; None: all.
 
     Attributes:
         deserted: whether a session has no client left (`web.server.presence`); None where
             this is unknown. Its jobs then end, both queued and running ones.
-        withdrawing: called where a job is made; returns what tells whether the question behind it
-            was withdrawn since (`web.server.events`), upon which the job ends.
+        withdrawing: called where a job is made; returns a function that tells whether the
+            request behind it was withdrawn since (`web.server.events`); then the job ends.
     """
 
     def __init__(
         self, longest: int, seconds: float | None = None, share: int | None = None
     ) -> None:
-        self.line = Line(longest, share)
+        self.line = JobQueue(longest, share)
         self.seconds = seconds
         self.deserted: Deserted | None = None
         self.withdrawing: Callable[[], Withdrawn | None] = lambda: None
@@ -106,8 +106,8 @@ class Runner:
         asked = [self.withdrawing()]
         if self.deserted is not None and owner:
             asked.append(partial(self.deserted, owner, time.monotonic()))
-        if told := [one for one in asked if one is not None]:
-            job.stop_event.deserted = lambda: any(one() for one in told)
+        if reasons := [one for one in asked if one is not None]:
+            job.stop_event.deserted = lambda: any(one() for one in reasons)
         return job
 
     @property
@@ -124,18 +124,18 @@ class Runner:
 
     @property
     def stuck(self) -> tuple[str, ...]:
-        """Problems with the threads of jobs, in words: ones that ended without telling a result,
-        and ones that should have ended long ago."""
+        """Problems with the threads of jobs, in words: those that ended without reporting a
+        result, and those that should have ended long ago."""
         with self._lock:
             workers = list(self._threads.items())
-        found = []
+        jobs = []
         for job, worker in workers:
             since = job.stop_event.since
             if since is not None and time.monotonic() - since > STUCK_SECONDS:
-                found.append(f"a job ({job.kind}) does not end")
+                jobs.append(f"a job ({job.kind}) does not end")
             elif worker.lost and since is None:
-                found.append(f"the thread of a job ({job.kind}) is dead")
-        return tuple(found)
+                jobs.append(f"the thread of a job ({job.kind}) is dead")
+        return tuple(jobs)
 
     def stop(self, owner: str, kind: str | None = None) -> None:
         """Stop the jobs of one kind, or of every kind, of this session, never of another. "" owns
@@ -144,12 +144,14 @@ class Runner:
             if owner and job.owner == owner and kind in (None, job.kind):
                 job.stop(owner)
 
-    def run(self, job: Job, work: Work, *, waits: bool = True) -> Iterator[Waiting | At | Done]:
+    def run(
+        self, job: Job, work: Work, *, waits: bool = True
+    ) -> Iterator[Waiting | JobProgress | Done]:
         """Run `work(job)` in its own thread and stream its events.
 
-        An `At` comes with a report or a stage (the latest if several have come), and after each
-        second without one. The thread ends before the generator, so the next job finds the model
-        free.
+        A `JobProgress` comes with a report or a stage (the latest if several have come), and after
+        each second without one. The thread ends before the generator, so the next job finds the
+        model free.
 
         Args:
             job: not running elsewhere.
@@ -157,9 +159,9 @@ class Runner:
             waits: whether it queues for the model.
 
         Raises:
-            LineIsFullError: more are waiting than is allowed.
+            QueueFullError: more are waiting than is allowed.
             StoppedWaiting: it was stopped before its turn.
-            NobodyThereError: its session has no client left.
+            NoClientError: its session has no client left.
             WorkerLostError: `work` tried to end the process (SystemExit, KeyboardInterrupt).
             Exception: whatever else `work` raised.
         """
@@ -169,20 +171,20 @@ class Runner:
                 yield Waiting(position)
             if job.stopped:
                 raise _nobody() if job.deserted else StoppedWaiting()
-            events: queue.Queue[At | Done | _Failed] = queue.Queue()
+            events: queue.Queue[JobProgress | Done | _Failed] = queue.Queue()
             job.listen(events.put)
-            told = threading.Event()
+            changed = threading.Event()
             thread = threading.Thread(
-                # in the context of whoever asks, so that the work knows whose it is
+                # in the caller's context, so that the work knows its user
                 target=copy_context().run,
-                args=(_worked, job, work, events, told),
+                args=(_worked, job, work, events, changed),
                 name=f"job {job.kind}",
                 daemon=True,
             )
             del work  # only the thread keeps its objects alive
             with job:
                 with self._lock:
-                    self._threads[job] = _Worker(thread, told)
+                    self._threads[job] = _Worker(thread, changed)
                 thread.start()
                 try:
                     yield from _streamed(job, events, thread)
@@ -214,12 +216,15 @@ def _at_once(timeout: float) -> int:
     return 0
 
 
-def _nobody() -> NobodyThereError:
-    return NobodyThereError("Nobody was there any more to read the result, so it was stopped.")
+def _nobody() -> NoClientError:
+    return NoClientError("Nobody was there any more to read the result, so it was stopped.")
 
 
 def _worked(
-    job: Job, work: Work, events: queue.Queue[At | Done | _Failed], told: threading.Event
+    job: Job,
+    work: Work,
+    events: queue.Queue[JobProgress | Done | _Failed],
+    changed: threading.Event,
 ) -> None:
     try:
         events.put(Done(work(job)))
@@ -230,12 +235,12 @@ def _worked(
         lost = WorkerLostError(f"a job ({job.kind}) was ended by {type(error).__name__}")
         lost.__cause__ = error
         events.put(_Failed(lost))
-    told.set()
+    changed.set()
 
 
 def _streamed(
-    job: Job, events: queue.Queue[At | Done | _Failed], thread: threading.Thread
-) -> Iterator[At | Done]:
+    job: Job, events: queue.Queue[JobProgress | Done | _Failed], thread: threading.Thread
+) -> Iterator[JobProgress | Done]:
     while True:
         try:
             event = events.get(timeout=TICK_SECONDS)
@@ -243,9 +248,9 @@ def _streamed(
             if not thread.is_alive() and events.empty():
                 raise WorkerLostError(f"the thread of a job ({job.kind}) is dead") from None
             event = job.at  # only the clock moves
-        while isinstance(event, At) and not events.empty():  # the latest is enough
+        while isinstance(event, JobProgress) and not events.empty():  # the latest is enough
             event = events.get()
-        if not isinstance(event, At) and job.deserted:
+        if not isinstance(event, JobProgress) and job.deserted:
             raise _nobody()
         if isinstance(event, _Failed):
             raise event.error

@@ -71,14 +71,14 @@ def serve(load: Callable[[], Do]) -> None:
 
     def read() -> None:
         for line in sys.stdin:
-            said = json.loads(line)
-            if "stop" in said:
-                stops.set(said["stop"])
+            message = json.loads(line)
+            if "stop" in message:
+                stops.set(message["stop"])
             else:
-                number = said["task"]
+                number = message["task"]
                 stops.of(number)
                 say(number, begun=True)
-                threading.Thread(target=work, args=(number, said["about"]), daemon=True).start()
+                threading.Thread(target=work, args=(number, message["about"]), daemon=True).start()
         os._exit(0)  # the parent process is gone
 
     reader = threading.Thread(target=read, daemon=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.methods.gradient_attention import OfRows
+from sinkscope.methods.gradient_attention import RowGradientMethod
 from sinkscope.methods.row_gradients import RowGradient
 
 
 @dataclass(frozen=True)
-class AGCAM(OfRows):
+class AGCAM(RowGradientMethod):
     """relu(d log p / d A) * sigmoid(q k^T / sqrt(d)), for each layer and head.
 
     The gradient is that of the weights after the softmax, the sigmoid is of the scores before it,
@@ -28,5 +28,5 @@ class AGCAM(OfRows):
     def words(self, run: GenerationTrace) -> str:
         return "positive gradient of log p times the sigmoid of the attention score per patch"
 
-    def made_of(self, row: RowGradient) -> torch.Tensor:
+    def combine(self, row: RowGradient) -> torch.Tensor:
         return torch.relu(row.gradient) * torch.sigmoid(row.scores)

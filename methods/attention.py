@@ -27,7 +27,7 @@ class Attention(Method):
         session: Session | None = None,
         progress: Progress | None = None,
     ) -> MapStack:
-        rows = rows_of(run, target.part)
+        rows = rows_of(run, target.source)
         axes: Axes = (("token", target.tokens), ("layer", rows.layers), ("head", rows.heads))
         values = attention_of(rows, target.tokens).flatten(0, 2)
         return MapStack(values.numpy(), axes, rows.layout, self.unit)

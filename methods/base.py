@@ -15,7 +15,7 @@ from sinkscope.attention_processor import (
     Rows,
     as_map,
     combine,
-    of_pairs,
+    for_heads,
     slots_of,
     token_indices,
 )
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     Session = Any  # of forward passes of the run's model
 
 Needs = Literal["trace", "forward", "gradients"]
-Part = Literal["answer", "prompt"]
+TokenSource = Literal["answer", "prompt"]
 AxisName = Literal["token", "layer", "head"]
 Axes = tuple[tuple[AxisName, tuple[int, ...]], ...]
 
-# Layers, heads (indices in the model; None: all), and single heads in their place.
+# Layers and heads (indices in the model; None: all), or single heads instead.
 Chosen = tuple[Sequence[int] | None, Sequence[int] | None, Heads | None]
 
 AXES: tuple[AxisName, ...] = ("token", "layer", "head")
@@ -45,11 +45,11 @@ class Target:
 
     Attributes:
         tokens: indices from 0; of the prompt into `trace.prompt_rows`.
-        part: the answer or the prompt.
+        source: the answer or the prompt.
     """
 
     tokens: tuple[int, ...]
-    part: Part = "answer"
+    source: TokenSource = "answer"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class MapStack:
             method has, in this order. Slots are their product, the last axis running fastest.
         layout: the prompt's, with the positions of the vision tokens.
         unit: of a value, such as "attention mass"; pictures format values accordingly
-            (`drawing.scale.said_in`).
+            (`drawing.scale.value_format`).
         signed: values of either sign are drawn around 0.
         normalisation: what was done to the values, in words.
         ratio: numerator and denominator stacks, if values are a ratio. `map` first combines the
@@ -111,7 +111,7 @@ class MapStack:
             layers, heads: indices in the model; None is all of the axis.
             image: which image.
             label: what is explained, in words.
-            pairs: (layer, head) of single heads, in the place of layers and heads.
+            pairs: (layer, head) of single heads, instead of layers and heads.
 
         Raises:
             ValueError: a layer or head that the stack does not have, or no such image.
@@ -144,7 +144,7 @@ class MapStack:
         axes = dict(self.axes)
         if "layer" not in axes or "head" not in axes:
             raise ValueError("Single heads are chosen; this method has none to choose.")
-        return combine(of_pairs(cells, axes["layer"], axes["head"], pairs), reduce)
+        return combine(for_heads(cells, axes["layer"], axes["head"], pairs), reduce)
 
     def _chosen(self, name: AxisName, wanted: Sequence[int] | None) -> list[int]:
         indices = dict(self.axes).get(name)
@@ -221,11 +221,11 @@ def divided(above: torch.Tensor, below: torch.Tensor, least: float) -> torch.Ten
     missing = below.isnan()
     mean = below.nanmean if missing.any() else below.mean
     divisor = torch.maximum(below, least * mean(dim=-1, keepdim=True))
-    made = torch.where(divisor > 0, above / divisor, torch.zeros_like(above))
-    return made.masked_fill(missing, float("nan"))
+    ratio = torch.where(divisor > 0, above / divisor, torch.zeros_like(above))
+    return ratio.masked_fill(missing, float("nan"))
 
 
-def rows_of(run: GenerationTrace, part: Part) -> Rows:
+def rows_of(run: GenerationTrace, part: TokenSource) -> Rows:
     """The rows of a target: the run's own, or those of its prompt.
 
     Raises:
@@ -250,5 +250,5 @@ def target_of(run: GenerationTrace, target: int | Sequence[int] | str | Target) 
         target = Target(tuple(range(len(run.tokens))))
     elif not isinstance(target, Target):
         target = Target((target,) if isinstance(target, int) else tuple(target))
-    tokens = token_indices(rows_of(run, target.part), target.tokens)
-    return Target(tuple(tokens), target.part)
+    tokens = token_indices(rows_of(run, target.source), target.tokens)
+    return Target(tuple(tokens), target.source)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
-from sinkscope.methods.layerwise import LayerAgain, Layers, attached_layers
+from sinkscope.methods.layerwise import Layers, RecomputedLayer, attached_layers
 from sinkscope.methods.passes import FromPasses, no_output_projection
 from sinkscope.methods.row_gradients import Of, objective
 from sinkscope.methods.unembed import no_final_norm
@@ -70,16 +70,16 @@ class Chefer(FromPasses):
         assert session is not None
         total = len(target.tokens)
         session.tell(progress, 0, total, "Reading prompt and answer", "tokens")
-        vision, made = run.layout.vision_positions(), []
+        vision, maps = run.layout.vision_positions(), []
         with attached_layers(session) as layers:
             for done, token in enumerate(target.tokens):
                 session.tell(progress, done, total, "Relevance through all layers", "tokens")
                 row = self._row(layers, session.position(token), session.answer[token])
-                made.append(row.cpu()[vision])
-        values = torch.stack(made).float().numpy()
-        said = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
+                maps.append(row.cpu()[vision])
+        values = torch.stack(maps).float().numpy()
+        normalisation = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
         axes: Axes = (("token", target.tokens),)
-        return MapStack(values, axes, run.layout, self.unit, normalisation=said)
+        return MapStack(values, axes, run.layout, self.unit, normalisation=normalisation)
 
     def _row(self, layers: Layers, position: int, token: int) -> Tensor:
         """(N,): the row of R of one position, without its own 1."""
@@ -88,25 +88,25 @@ class Chefer(FromPasses):
         )  # (1, N, D)
         row: Tensor | None = None
         for layer in reversed(range(layers.count)):
-            again = layers.again(layer, gradient)
+            again = layers.recompute(layer, gradient)
             gradient = again.gradient
             if row is None:
                 row = again.weighed.new_zeros(gradient.shape[1])
                 row[position] = 1
             row = row.to(again.weighed.device)
-            row = row + _through(again, row, position)
+            row = row + _propagate(again, row, position)
         assert row is not None, "a model has layers"
         row[position] -= 1
         return row
 
 
-def _through(again: LayerAgain, row: Tensor, position: int) -> Tensor:
+def _propagate(again: RecomputedLayer, row: Tensor, position: int) -> Tensor:
     """r A' of a layer, (N,): a block of the rows up to `position`, which sees no later
     positions."""
     heads = again.query.shape[1]
     size = max(1, BLOCK_BYTES // (4 * heads * (position + 1)))
     first = int(row.nonzero()[0])  # in the last layer only `position`
-    made = torch.zeros_like(row)
+    propagated = torch.zeros_like(row)
     for low in range(first, position + 1, size):
         high = min(low + size, position + 1)
         key, value = again.key[:, :, :high], again.value[:, :, :high]
@@ -115,5 +115,5 @@ def _through(again: LayerAgain, row: Tensor, position: int) -> Tensor:
         weighed = again.weighed[:, :, low:high]  # (1, H, R, Dh)
         by_weight = torch.matmul(pack(weighed, key.shape[1]), value.transpose(2, 3).to(weighed))
         weights.mul_(by_weight.view_as(weights)).relu_()
-        made[:high] += row[low:high] @ weights[0].mean(dim=0).to(row)
-    return made
+        propagated[:high] += row[low:high] @ weights[0].mean(dim=0).to(row)
+    return propagated

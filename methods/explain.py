@@ -51,7 +51,7 @@ METHODS: tuple[Method, ...] = (
 
 
 @dataclass(frozen=True)
-class Listed:
+class MethodEntry:
     """A method and whether one run can provide it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Listed:
 
 def listed(
     run: GenerationTrace, methods: Sequence[Method] = METHODS, *, passes: bool = True
-) -> list[Listed]:
+) -> list[MethodEntry]:
     """All methods, each with its availability for this run.
 
     Args:
@@ -74,13 +74,13 @@ def listed(
         passes: whether forward passes of the run's model are possible; otherwise methods that need
             them are unavailable.
     """
-    made = []
+    entries = []
     for method in methods:
         why = method.availability(run)
         if why is None and not passes and (needs := method.needs_for(run)) != "trace":
             why = f"it needs {needs} passes of the model, and there is only the run"
-        made.append(Listed(method, why))
-    return made
+        entries.append(MethodEntry(method, why))
+    return entries
 
 
 def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Method:
@@ -161,5 +161,5 @@ def explain_map(
     """
     target = target_of(run, target)
     stack = explain(run, target, method, session=session, methods=methods)
-    label = map_label(rows_of(run, target.part), target.tokens, layers, heads, reduce, pairs)
+    label = map_label(rows_of(run, target.source), target.tokens, layers, heads, reduce, pairs)
     return stack.map(layers, heads, reduce, image=image, label=label, pairs=pairs)

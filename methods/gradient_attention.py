@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OfRows(FromPasses):
+class RowGradientMethod(FromPasses):
     """Base class of methods computed from a row and its gradient; see `row_gradients`.
 
     Attributes:
@@ -35,7 +35,7 @@ class OfRows(FromPasses):
         if self.of not in ("log_p", "logit"):
             raise ValueError(f"of is {self.of!r}; allowed: log_p, logit.")
 
-    def made_of(self, row: RowGradient) -> torch.Tensor:
+    def combine(self, row: RowGradient) -> torch.Tensor:
         """The values (L, H, V)."""
         raise NotImplementedError
 
@@ -47,7 +47,7 @@ class OfRows(FromPasses):
         progress: Progress | None = None,
     ) -> MapStack:
         assert session is not None
-        parts = [self.made_of(row) for row in row_gradients(session, target, self.of, progress)]
+        parts = [self.combine(row) for row in row_gradients(session, target, self.of, progress)]
         values = torch.stack(parts).float()  # (T, L, H, V)
         info = session.handle.info
         axes: Axes = (
@@ -56,12 +56,12 @@ class OfRows(FromPasses):
             ("head", tuple(range(info.heads))),
         )
         flat = values.reshape(-1, run.layout.vision_tokens).numpy()
-        said = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
-        return MapStack(flat, axes, run.layout, self.unit, normalisation=said)
+        normalisation = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
+        return MapStack(flat, axes, run.layout, self.unit, normalisation=normalisation)
 
 
 @dataclass(frozen=True)
-class GradientAttention(OfRows):
+class GradientAttention(RowGradientMethod):
     """A * relu(d log p / d A), for each layer and head of the row that predicted the token.
 
     To first order, the decrease of the token's log-probability if that weight were removed; weights
@@ -75,5 +75,5 @@ class GradientAttention(OfRows):
     def words(self, run: GenerationTrace) -> str:
         return "attention times the positive gradient of log p per patch, in nats"
 
-    def made_of(self, row: RowGradient) -> torch.Tensor:
+    def combine(self, row: RowGradient) -> torch.Tensor:
         return row.weights * torch.relu(row.gradient)

@@ -1,7 +1,7 @@
 """Lists of single heads, and their JSON file: what `methods.heads` finds, and users name. No torch.
 
 A list says which heads do something (localise, feed on sinks). It limits VAR to them, and
-`PickedHeads` makes maps of them alone.
+`PickedHeads` makes maps of only these heads.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sinkscope.attention_processor import refuse_lacking
 from sinkscope.models.info import ModelInfo
-from sinkscope.outside import Bounds, OutsideError, cut, parse_json, read_json
 from sinkscope.setting.checks import shown
 from sinkscope.setting.heads import Heads, heads_text, heads_words, layer_heads
+from sinkscope.untrusted import Bounds, UntrustedFileError, cut, parse_json, read_json
 from sinkscope.utils import write_atomically
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ Kind = Literal["localising", "feeds_on_sinks"]
 FORMAT, VERSION = "sinkscope heads", 1
 MOST_PICKED = 1000  # heads of one map; they must fit into a link
 WORDS = {"": "head", "localising": "localising head", "feeds_on_sinks": "sink head"}
-NAMES: dict[str, Kind] = {"localising": "localising", "sinks": "feeds_on_sinks"}  # as users say
-SMALL = Bounds(bytes=2_000_000, values=1_000_000, lists=200_000)  # of a list that is sent
+NAMES: dict[str, Kind] = {"localising": "localising", "sinks": "feeds_on_sinks"}  # for users
+SMALL = Bounds(bytes=2_000_000, values=1_000_000, lists=200_000)  # of an upload
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class HeadList:
 
     Attributes:
         kind: what they do.
-        model, revision: of which model (`ModelInfo`).
+        model, revision: its model (`ModelInfo`).
         chosen: the heads.
-        said: what the list was made of, in words.
+        description: the source of the list, in words.
     """
 
     kind: Kind
     model: str
     revision: str
     chosen: tuple[HeadChoice, ...]
-    said: str = ""
+    description: str = ""
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """The heads of one layer, rising: what views and `GenerationSettings.heads` take."""
@@ -102,6 +102,7 @@ class HeadList:
         """The text of its file."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         values["chosen"] = [asdict(one) for one in self.chosen]
+        values["said"] = values.pop("description")  # the key of the file's first version
         return json.dumps(values, indent=1) + "\n"
 
     @staticmethod
@@ -109,34 +110,36 @@ class HeadList:
         """Read a list.
 
         Raises:
-            ValueError: the file is missing, or is no such list; the text says what is wrong.
+            ValueError: the file is missing, or is not such a list; the text says what is wrong.
         """
         path = Path(path)
         return HeadList.of(read_json(path, "The list of heads"), path.name)
 
     @staticmethod
     def read(text: str, name: str = "The text") -> HeadList:
-        """The list in the text of a file, which somebody sent.
+        """The list in the text of a file that a user sent.
 
         Raises:
-            ValueError: it is no such list, or too long; the text says what is wrong.
+            ValueError: it is not such a list, or too long; the text says what is wrong.
         """
         try:
             if len(text) > SMALL.bytes:
-                raise OutsideError(f"it has more than {SMALL.bytes:,} letters, the most allowed")
+                raise UntrustedFileError(
+                    f"it has more than {SMALL.bytes:,} letters, the most allowed"
+                )
             return HeadList.of(parse_json(text, SMALL), name)
-        except OutsideError as error:
-            raise ValueError(f"{name} is no list of heads, because {error}.") from error
+        except UntrustedFileError as error:
+            raise ValueError(f"{name} is not a list of heads, because {error}.") from error
 
     @staticmethod
     def of(values: Any, name: str) -> HeadList:
         """A list from the value of its file, which is called `name` in errors.
 
         Raises:
-            ValueError: it is no such list.
+            ValueError: it is not such a list.
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{name} is no list of heads (format is not {FORMAT!r}).")
+            raise ValueError(f"{name} is not a list of heads (format is not {FORMAT!r}).")
         if values.get("version") != VERSION:
             version = shown(values.get("version"))
             raise ValueError(f"{name} has version {version}; allowed: {VERSION}.")
@@ -162,11 +165,11 @@ class HeadList:
 
 @dataclass(frozen=True)
 class PickedHeads:
-    """Single heads whose maps become one, in the place of a range of layers and heads.
+    """Single heads whose maps become one, instead of a range of layers and heads.
 
     Attributes:
         pairs: (layer, head) of each, rising, indices in the model.
-        kind: of the list that they are from; empty: they were named one by one.
+        kind: kind of the list that they come from; empty if they were named one by one.
     """
 
     pairs: Heads
@@ -202,28 +205,28 @@ class PickedHeads:
 
 @dataclass(frozen=True)
 class HeadsFrom:
-    """What a user said of which heads a map is made, before a run is at hand.
+    """A user's choice of heads for a map, before there is a run.
 
     Attributes:
-        found: `localising` or `sinks`: what the run itself shows; empty: they are given.
+        from_run: `localising` or `sinks`: found in the run itself; empty: the heads are given.
         given: a list, or heads that were named one by one.
     """
 
-    found: str = ""
+    from_run: str = ""
     given: HeadList | PickedHeads | None = None
 
     @staticmethod
-    def read(said: str, *, files: bool = False) -> HeadsFrom:
+    def read(value: str, *, files: bool = False) -> HeadsFrom:
         """From text: `localising`, `sinks`, `4.1,5.0-2`, or the JSON of a list.
 
         Args:
-            said: the text.
-            files: a name that ends in .json is that of a file.
+            value: the text.
+            files: whether a text that ends in .json is the name of a file.
 
         Raises:
             ValueError: it is none of them, or a list without heads.
         """
-        text = said.strip()
+        text = value.strip()
         if text in NAMES:
             return HeadsFrom(text)
         if files and text.lower().endswith(".json"):
@@ -236,7 +239,7 @@ class HeadsFrom:
         return HeadsFrom(given=given)
 
     def check_model(self, info: ModelInfo) -> None:
-        """Refuse heads of another model, or that this one does not have, before anything runs.
+        """Refuse heads of another model or that this model does not have, before anything runs.
 
         Raises:
             ValueError: naming them.
@@ -259,9 +262,9 @@ class HeadsFrom:
             ValueError: they are another model's, the run did not keep them, or none was found.
         """
         if self.given is None:
-            from sinkscope.methods.heads import found_heads  # late: it needs torch
+            from sinkscope.methods.heads import found_heads  # imported here, because it needs torch
 
-            return found_heads(run, self.found).picked()
+            return found_heads(run, self.from_run).picked()
         self.check_model(run.model)
         picked = _picked(self.given)
         picked.check_run(run.layers, run.heads)

@@ -27,7 +27,7 @@ from sinkscope.utils import number_of
 __all__ = ["HeadChoice", "HeadList", "localising_heads", "sink_heads"]
 
 LEAST = 1e-3  # attention mass; less is not a spot
-AROUND = np.ones((3, 3), dtype=int)  # cells that touch by a corner are one spot
+AROUND = np.ones((3, 3), dtype=int)  # cells that touch at a corner belong to the same spot
 
 
 def localising_heads(
@@ -37,8 +37,8 @@ def localising_heads(
 
     Args:
         runs: of one model, with the same layers and heads kept.
-        count: how many at most.
-        tokens: of each run's answer; None: all.
+        count: the maximal number of heads.
+        tokens: tokens of each run's answer; None: all.
 
     Raises:
         ValueError: runs without an image, of several models, or without single heads.
@@ -61,8 +61,8 @@ def localising_heads(
         for layer, head in order
     )
     many = number_of(len(runs), "run")
-    said = f"{many}, image mass above the elbow, lowest spatial entropy first"
-    return HeadList("localising", first.model.id, first.model.revision, chosen, said)
+    description = f"{many}, image mass above the elbow, lowest spatial entropy first"
+    return HeadList("localising", first.model.id, first.model.revision, chosen, description)
 
 
 def sink_heads(
@@ -70,12 +70,12 @@ def sink_heads(
     least_share: float = 0.5,
     least_mass: float = 0.2,
 ) -> HeadList:
-    """The heads that attend to the image and there mostly to sinks, the greatest share first.
+    """The heads that attend to the image, mostly to its sinks; the largest share first.
 
     Args:
         runs: of one model, whose sinks are known.
-        least_share: the sinks' part of the image mass, at least.
-        least_mass: share of the row on the image, at least.
+        least_share: the least part of the image mass on sinks.
+        least_mass: the least share of the row on the image.
 
     Raises:
         ValueError: as `localising_heads`, or runs whose sinks are not known.
@@ -85,35 +85,35 @@ def sink_heads(
         raise ValueError("A run has no sinks: no sink dimensions are known for its model.")
     share = torch.stack([sink_share(run).mean(0) for run in runs]).mean(0).numpy()
     mass = np.mean([_rows(run, None).sum(-1).mean(0) for run in runs], axis=0)
-    found = np.argwhere((share >= least_share) & (mass >= least_mass)).tolist()
-    found.sort(key=lambda head: -share[tuple(head)])
+    pairs = np.argwhere((share >= least_share) & (mass >= least_mass)).tolist()
+    pairs.sort(key=lambda head: -share[tuple(head)])
     chosen = tuple(
         HeadChoice(first.layers[layer], first.heads[head], float(mass[layer, head]),
                    float(share[layer, head]))
-        for layer, head in found
+        for layer, head in pairs
     )  # fmt: skip
-    said = (
+    description = (
         f"{number_of(len(runs), 'run')}, sinks hold {least_share:g} of an image mass of "
         f"{least_mass:g} or more"
     )
-    return HeadList("feeds_on_sinks", first.model.id, first.model.revision, chosen, said)
+    return HeadList("feeds_on_sinks", first.model.id, first.model.revision, chosen, description)
 
 
 def found_heads(run: GenerationTrace, name: str) -> HeadList:
-    """The list of one run by what users call it, with at least one head.
+    """The list of one run by its name for users, with at least one head.
 
     Args:
-        run: whose tokens are all looked at.
+        run: the run; all its tokens are used.
         name: `localising` or `sinks` (`methods.head_list.NAMES`).
 
     Raises:
-        ValueError: no head of the run does that, or it cannot be known; or another name.
+        ValueError: no head of the run does that, or it is not known; or an unknown name.
     """
     if name not in NAMES:
         raise ValueError(f"heads is {name!r}; allowed: {', '.join(NAMES)}.")
-    found = localising_heads([run]) if name == "localising" else sink_heads([run])
-    if found.chosen:
-        return found
+    head_list = localising_heads([run]) if name == "localising" else sink_heads([run])
+    if head_list.chosen:
+        return head_list
     if name == "localising":
         raise ValueError("No head of this run localises: none has a spot that stands out.")
     most = float(sink_share(run).mean(0).max())
@@ -159,11 +159,11 @@ def spatial_entropy(values: np.ndarray, layout: PromptLayout) -> float:
     """
     spots: list[float] = []
     for image, grid in enumerate(layout.grids):
-        own = torch.from_numpy(values[layout.columns(image)].astype(np.float64))
-        cells = np.nan_to_num(grid.on_cells(own).numpy())
+        image_values = torch.from_numpy(values[layout.columns(image)].astype(np.float64))
+        cells = np.nan_to_num(grid.on_cells(image_values).numpy())
         above = np.maximum(cells - 2 * cells.mean(), 0)
-        labels, found = ndimage.label(above > LEAST, structure=AROUND)
-        spots += np.atleast_1d(ndimage.sum(above, labels, range(1, found + 1))).tolist()
+        labels, components = ndimage.label(above > LEAST, structure=AROUND)
+        spots += np.atleast_1d(ndimage.sum(above, labels, range(1, components + 1))).tolist()
     total = sum(spots)
     if total <= 0:
         return math.inf
@@ -198,5 +198,5 @@ def _checked(runs: Sequence[GenerationTrace]) -> GenerationTrace:
 def _rows(run: GenerationTrace, tokens: Sequence[int] | None) -> np.ndarray:
     """float32 (T, L, H, V)."""
     rows = run.attention if tokens is None else run.attention[list(tokens)]
-    made: np.ndarray = rows.float().numpy()
-    return made
+    values: np.ndarray = rows.float().numpy()
+    return values

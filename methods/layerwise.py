@@ -19,7 +19,7 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.run import on_device
 from sinkscope.methods.unembed import normed
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LayerAgain:
+class RecomputedLayer:
     """One layer, run again.
 
     Attributes:
@@ -81,11 +81,11 @@ class Layers:
             state = top[0, position].detach().requires_grad_()
             logits = self._stack.output_head(normed(self._stack, state[None]))[0]
             (gradient,) = torch.autograd.grad(objective(logits), state)
-        made = torch.zeros_like(top)
-        made[0, position] = gradient
-        return made
+        seed_gradient = torch.zeros_like(top)
+        seed_gradient[0, position] = gradient
+        return seed_gradient
 
-    def again(self, layer: int, gradient: Tensor) -> LayerAgain:
+    def recompute(self, layer: int, gradient: Tensor) -> RecomputedLayer:
         """Run a layer again and propagate a gradient of its output (1, N, D) through it."""
         stored, kwargs = self._calls[layer]
         seen = self._seen
@@ -103,7 +103,7 @@ class Layers:
         heads = (by_attention @ weight).to(wide)  # (1, N, H * Dh)
         parts = seen.query, seen.key, seen.value
         query, key, value = (part.detach() for part in parts if part is not None)
-        made = LayerAgain(
+        recomputed = RecomputedLayer(
             query=query,
             key=key,
             value=value.transpose(1, 2),
@@ -113,7 +113,7 @@ class Layers:
             window=self._stack.windows[layer] if self._stack.windows else None,
         )
         seen.forget()
-        return made
+        return recomputed
 
     def hook_in(self, undo: ExitStack) -> None:
         """Keep each layer's arguments during the pass."""
@@ -146,7 +146,7 @@ class Layers:
 
 @contextmanager
 def attached_layers(passes: Passes) -> Iterator[Layers]:
-    """One pass over prompt and answer, and its layers to be run again inside the `with`."""
+    """One pass over prompt and answer; its layers can be run again inside the `with`."""
     layers = Layers(passes)
     with passes.attached([layers._seen]), ExitStack() as undo:
         layers.hook_in(undo)
@@ -160,7 +160,7 @@ def attached_layers(passes: Passes) -> Iterator[Layers]:
 class _Parts(Probe, Reader):
     """Queries, keys and values of the newest layer."""
 
-    looks = (At("queries_keys"), At("v"), At("attn_out"))
+    reads = (SiteSelection("queries_keys"), SiteSelection("v"), SiteSelection("attn_out"))
 
     def __init__(self) -> None:
         self.forget()

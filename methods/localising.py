@@ -57,32 +57,34 @@ class LocalisingHeads(Method):
         session: Session | None = None,
         progress: Progress | None = None,
     ) -> MapStack:
-        rows = rows_of(run, target.part)
+        rows = rows_of(run, target.source)
         attention = attention_of(rows, target.tokens).numpy()  # (T, L, H, V)
-        values = np.stack([self._of_token(run, own) for own in attention])
+        values = np.stack([self._of_token(run, token_attention) for token_attention in attention])
         if self.chosen is None:
-            said = f"mean of the {self.best} heads that localise, chosen by the token's own row"
+            normalisation = (
+                f"mean of the {self.best} heads that localise, chosen by the token's own row"
+            )
         else:
-            said = f"mean of the first {self.best} heads of a list"
+            normalisation = f"mean of the first {self.best} heads of a list"
         axes: Axes = (("token", target.tokens),)
-        return MapStack(values, axes, rows.layout, self.unit, normalisation=said)
+        return MapStack(values, axes, rows.layout, self.unit, normalisation=normalisation)
 
-    def _of_token(self, run: GenerationTrace, own: np.ndarray) -> np.ndarray:
+    def _of_token(self, run: GenerationTrace, attention: np.ndarray) -> np.ndarray:
         if self.chosen is not None:
             heads = [
                 (run.layers.index(one.layer), run.heads.index(one.head))
                 for one in self.chosen.chosen[: self.best]
             ]
         else:
-            mass = own.sum(-1)
+            mass = attention.sum(-1)
             entropy = np.full(mass.shape, np.inf)
             for head in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
-                entropy[head] = spatial_entropy(own[head], run.layout)
+                entropy[head] = spatial_entropy(attention[head], run.layout)
             heads = best_heads(mass, entropy, self.best)
         if not heads:
-            return np.full(own.shape[-1], np.nan, dtype=np.float32)
-        made: np.ndarray = np.mean([own[head] for head in heads], axis=0)
-        return made
+            return np.full(attention.shape[-1], np.nan, dtype=np.float32)
+        mean: np.ndarray = np.mean([attention[head] for head in heads], axis=0)
+        return mean
 
     def _foreign(self, run: GenerationTrace, given: HeadList) -> str | None:
         if not given.chosen:

@@ -15,7 +15,7 @@ from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.unembed import lacking, log_probabilities, normed, ranks
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At, Positions
+from sinkscope.models.sites import Positions, SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class _Lens(Probe):
 
 class _LensReader(Reader):
     def __init__(self, lens: _Lens) -> None:
-        self.looks = (At("block_out", None, lens.positions),)
+        self.reads = (SiteSelection("block_out", None, lens.positions),)
         self._lens = lens
         self._kept: dict[int, torch.Tensor] = {}
 

@@ -68,8 +68,10 @@ class Masking:
         logits = (_cut if self.how == "edges" else _greyed)(self, padded)
         ids = torch.tensor(self.answer, device=logits.device)[:, None]
         wide = torch.promote_types(logits.dtype, torch.float32)
-        found = [row.to(wide).log_softmax(-1).gather(1, ids)[:, 0] for row in logits[: len(hidden)]]
-        return torch.stack(found).cpu()
+        log_probabilities = [
+            row.to(wide).log_softmax(-1).gather(1, ids)[:, 0] for row in logits[: len(hidden)]
+        ]
+        return torch.stack(log_probabilities).cpu()
 
 
 def full_rows(handle: ModelHandle, rows: int) -> int:
@@ -96,15 +98,15 @@ def _rows(passes: Passes, how: How, questions: int, count: int) -> int:
 
 def positions_of(passes: Passes, cells: Sequence[int]) -> tuple[int, ...]:
     """Prompt positions of the vision tokens that see most of some cells."""
-    made: list[int] = []
+    result: list[int] = []
     before = 0
     for grid in passes.inputs.layout.grids:
         size = grid.rows * grid.columns
-        own = [cell - before for cell in cells if before <= cell < before + size]
+        image_cells = [cell - before for cell in cells if before <= cell < before + size]
         positions = grid.positions
-        made += [positions[token] for token in grid.tokens_of(own)]
+        result += [positions[token] for token in grid.tokens_of(image_cells)]
         before += size
-    return tuple(sorted(made))
+    return tuple(sorted(result))
 
 
 def _cut(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
@@ -125,8 +127,10 @@ def _cut(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
 def _greyed(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
     passes = asked.passes
     prompts = [without_pixels(passes, cells) for cells in hidden]
-    each = [passes.tensors(prompt, asked.tokens) for prompt in prompts]
-    together = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+    prompt_tensors = [passes.tensors(prompt, asked.tokens) for prompt in prompts]
+    together = {
+        name: torch.cat([one[name] for one in prompt_tensors]) for name in prompt_tensors[0]
+    }
     with passes.attached((), (), rows=len(hidden), prompts=prompts):
         logits: Tensor = passes.handle.model(
             **on_device(together, passes.handle.device),
@@ -145,16 +149,16 @@ def without_pixels(passes: Passes, cells: Sequence[int]) -> PromptInputs:
     before = 0
     for index, grid in enumerate(inputs.layout.grids):
         boxes = grid.boxes()
-        own = [cell - before for cell in cells if before <= cell < before + len(boxes)]
+        image_cells = [cell - before for cell in cells if before <= cell < before + len(boxes)]
         before += len(boxes)
-        if own:
-            made = images[index].convert("RGB")
-            draw = ImageDraw.Draw(made)
-            for cell in own:
+        if image_cells:
+            grey = images[index].convert("RGB")
+            draw = ImageDraw.Draw(grey)
+            for cell in image_cells:
                 x0, y0, x1, y1 = (round(edge) for edge in boxes[cell].tolist())
                 if x1 > x0 and y1 > y0:
                     draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=GREY)
-            images[index] = made
+            images[index] = grey
     return passes.handle.prepare(
         images,
         inputs.prompt,

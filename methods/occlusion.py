@@ -1,4 +1,4 @@
-"""Occlusion: what a token's log-probability loses when a patch of the image is taken away."""
+"""Occlusion: how much a token's log-probability decreases when an image patch is removed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Occlusion(FromPasses):
 
     Positive: the patch supports the token; negative: it counts against it. With a window of K x K
     patches (moved by one, cut at the edges of the image), a patch has the mean over the windows
-    that cover
-    it. `methods.masked` describes the two ways of removing a patch.
+    that cover it. `methods.masked` describes the two ways of removing a patch.
 
     Attributes:
         how: cut attention edges, or grey pixels.
@@ -59,11 +58,11 @@ class Occlusion(FromPasses):
         return f"log p lost per patch when {what}, in nats"
 
     def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
-        said = super().refusal(run, target, session)
+        reason = super().refusal(run, target, session)
         sizes = [max(grid.rows, grid.columns) for grid in run.layout.grids]
-        if said is None and self.window > min(sizes):
-            said = f"window is {self.window}, and the image has {min(sizes)} patches a side"
-        return said
+        if reason is None and self.window > min(sizes):
+            reason = f"window is {self.window}, and the image has {min(sizes)} patches a side"
+        return reason
 
     def explain(
         self,
@@ -92,20 +91,27 @@ class Occlusion(FromPasses):
             cover[list(window)] += 1
         values = on_tokens(run.layout, (total / cover).T)  # (T, V)
         axes: Axes = (("token", target.tokens),)
-        said = "none" if self.window == 1 else f"mean over windows of {self.window} x {self.window}"
+        normalisation = (
+            "none" if self.window == 1 else f"mean over windows of {self.window} x {self.window}"
+        )
         return MapStack(
-            values.float().numpy(), axes, run.layout, self.unit, signed=True, normalisation=said
+            values.float().numpy(),
+            axes,
+            run.layout,
+            self.unit,
+            signed=True,
+            normalisation=normalisation,
         )
 
 
 def windows_of(layout: PromptLayout, size: int) -> list[Cells]:
     """Every window of size x size cells (cut at the edges) of every image's map."""
-    made: list[Cells] = []
+    windows: list[Cells] = []
     before = 0
     for grid in layout.grids:
         for top in range(max(1, grid.rows - size + 1)):
             for left in range(max(1, grid.columns - size + 1)):
-                made.append(
+                windows.append(
                     tuple(
                         before + row * grid.columns + column
                         for row in range(top, min(top + size, grid.rows))
@@ -113,7 +119,7 @@ def windows_of(layout: PromptLayout, size: int) -> list[Cells]:
                     )
                 )
         before += grid.rows * grid.columns
-    return made
+    return windows
 
 
 def on_tokens(layout: PromptLayout, cells: torch.Tensor) -> torch.Tensor:
@@ -121,15 +127,17 @@ def on_tokens(layout: PromptLayout, cells: torch.Tensor) -> torch.Tensor:
     several cells gets their mean, divided by the number of frames."""
     parts, before = [], 0
     for grid in layout.grids:
-        own = cells[..., before : before + grid.rows * grid.columns]
+        image_cells = cells[..., before : before + grid.rows * grid.columns]
         before += grid.rows * grid.columns
         frames = max(view.frames for view in grid.views)
         if grid.plain:
-            parts.append(own.repeat(*[1] * (own.dim() - 1), frames) / frames)
+            parts.append(image_cells.repeat(*[1] * (image_cells.dim() - 1), frames) / frames)
             continue
         sees = [list(grid.cells_of((token,))) for token in range(grid.tokens)]
-        missing = own.new_full(own.shape[:-1], float("nan"))
+        missing = image_cells.new_full(image_cells.shape[:-1], float("nan"))
         parts.append(
-            torch.stack([own[..., one].mean(-1) if one else missing for one in sees], dim=-1)
+            torch.stack(
+                [image_cells[..., one].mean(-1) if one else missing for one in sees], dim=-1
+            )
         )
     return torch.cat(parts, dim=-1)

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache
 
-from sinkscope.capture.again import check_model, prepared_again, var_settings_of
 from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.run import memory_errors_named, on_device
+from sinkscope.capture.saved_prompt import check_model, prepare_saved_prompt, var_settings_of
 from sinkscope.capture.session import Session, attached
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
@@ -78,7 +78,7 @@ class Passes:
         return self.inputs.layout.vision_positions().to(self.handle.device)
 
     def vision_range(self) -> range | tuple[int, ...]:
-        """The same as positions of a site (`models.sites.At`)."""
+        """The same as positions of a site (`models.sites.SiteSelection`)."""
         places = self.inputs.layout.vision_positions().tolist()
         if places and places == list(range(places[0], places[-1] + 1)):
             return range(places[0], places[-1] + 1)
@@ -93,15 +93,15 @@ class Passes:
             inputs: another prompt with as many tokens; None: the run's.
             tokens: number of predicted answer tokens; None: all.
         """
-        made = dict((inputs or self.inputs).tensors)
+        tensors = dict((inputs or self.inputs).tensors)
         answer_ids = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
-        shape = made["input_ids"].shape
-        for name, tensor in made.items():
+        shape = tensors["input_ids"].shape
+        for name, tensor in tensors.items():
             if tensor.shape == shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
-                made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
-        return made
+                tensors[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
+        return tensors
 
     @contextmanager
     def attached(
@@ -198,7 +198,7 @@ def passes_of(
     """
     check_model(handle, run)
     if inputs is None:
-        inputs = prepared_again(handle, run)
+        inputs = prepare_saved_prompt(handle, run)
     elif inputs.layout != run.layout or inputs.token_texts != run.prompt_tokens:
         raise ValueError("inputs are of another prompt than the run's.")
     return Passes(handle, run, inputs, stop or threading.Event())
@@ -223,7 +223,7 @@ class FromPasses(Method):
         return None
 
     def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
-        if target.part != "answer":
+        if target.source != "answer":
             return "it explains tokens of the answer, and the target is a part of the prompt"
         if session is not None and self.needs == "gradients":
             form = quantisation(session.handle.model.config)

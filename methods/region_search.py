@@ -54,13 +54,13 @@ class RegionSearch(FromPasses):
             raise ValueError(f"how is {self.how!r}; allowed: edges, pixels.")
 
     def availability(self, run: GenerationTrace) -> str | None:
-        said = super().availability(run)
-        if said is None and run.layout.cells < SMALLEST:
-            said = (
+        reason = super().availability(run)
+        if reason is None and run.layout.cells < SMALLEST:
+            reason = (
                 f"the image has {run.layout.cells} patches, too few for regions; it needs "
                 f"{SMALLEST}"
             )
-        return said
+        return reason
 
     def words(self, run: GenerationTrace) -> str:
         return "change of p(enough) + 1 - p(without) that was to come when the region was chosen"
@@ -80,23 +80,23 @@ class RegionSearch(FromPasses):
             cells[list(part)] = score
         axes: Axes = (("token", target.tokens),) if len(target.tokens) == 1 else ()
         values = on_tokens(run.layout, cells)[None].float().numpy()
-        said = f"{len(parts)} regions, greedy"
-        return MapStack(values, axes, run.layout, self.unit, normalisation=said)
+        normalisation = f"{len(parts)} regions, greedy"
+        return MapStack(values, axes, run.layout, self.unit, normalisation=normalisation)
 
     def _regions(self, run: GenerationTrace) -> list[Cells]:
         """Cells of each region, of all images."""
-        made: list[Cells] = []
+        regions_of_images: list[Cells] = []
         before, layout = 0, run.layout
         for image, grid in zip(run.images, layout.grids, strict=True):
             size = grid.rows * grid.columns
             count = max(1, min(round(self.count * size / layout.cells), size // 2))
             label = regions(image, grid, count)
-            made += [
+            regions_of_images += [
                 tuple((before + np.flatnonzero(label == one)).tolist())
                 for one in range(int(label.max()) + 1)
             ]
             before += size
-        return made
+        return regions_of_images
 
 
 class _Search:
@@ -132,8 +132,8 @@ class _Search:
     def _probabilities(self, hidden: list[Cells]) -> torch.Tensor:
         """(questions,): mean p of the target's tokens."""
         rows = self._masked.rows
-        found = [
+        probabilities = [
             self._masked.log_probabilities(hidden[low : low + rows])
             for low in range(0, len(hidden), rows)
         ]
-        return torch.cat(found)[:, list(self._target.tokens)].exp().mean(1)
+        return torch.cat(probabilities)[:, list(self._target.tokens)].exp().mean(1)

@@ -55,20 +55,20 @@ class Relative(Method):
         below = MapStack(
             attention_of(generic, (0,)).flatten(0, 2).numpy(), axes, layout, above.unit
         )
-        own = torch.from_numpy(above.values).view(len(target.tokens), *below.values.shape)
-        values = torch.empty_like(own)
+        numerator = torch.from_numpy(above.values).view(len(target.tokens), *below.values.shape)
+        values = torch.empty_like(numerator)
         for image in range(len(layout.grids)):
-            here = layout.columns(image)
-            values[..., here] = divided(
-                own[..., here], torch.from_numpy(below.values)[:, here], FLOOR
+            columns = layout.columns(image)
+            values[..., columns] = divided(
+                numerator[..., columns], torch.from_numpy(below.values)[:, columns], FLOOR
             )
-        said = f"divided by the map of {generic.prompt!r}, at least {FLOOR:g} of its mean"
+        normalisation = f"divided by the map of {generic.prompt!r}, at least {FLOOR:g} of its mean"
         return MapStack(
             values.flatten(0, 1).numpy(),
             above.axes,
             layout,
             self.unit,
-            normalisation=said,
+            normalisation=normalisation,
             ratio=(above, below),
             least=FLOOR,
         )
@@ -79,12 +79,12 @@ def _why_not(run: GenerationTrace) -> str | None:
     different positions."""
     if run.reference is None:
         return str(run.extra.get("no_reference") or "it was generated without reference=True")
-    own, generic = run.layout, run.reference.layout
-    if own.patches == generic.patches:
+    layout, generic = run.layout, run.reference.layout
+    if layout.patches == generic.patches:
         return None
     return (
         "the generic prompt's images were cut into other patches "
-        f"({_cut(generic)}) than the run's own ({_cut(own)}); generate the run again"
+        f"({_cut(generic)}) than the run's own ({_cut(layout)}); generate the run again"
     )
 
 

@@ -14,7 +14,7 @@ from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
@@ -77,7 +77,7 @@ class _Chain(Probe):
 
 
 class _RolloutReader(Reader):
-    looks = (At("rows"),)
+    reads = (SiteSelection("rows"),)
 
     def __init__(self, asked: _Chain) -> None:
         self._asked = asked
@@ -90,13 +90,13 @@ class _RolloutReader(Reader):
         low, high = positions[0], positions[-1] + 1
         if layer != self._layer:
             self._next(layer, mean)
-        below, made = self._below, self._made
-        assert below is not None and made is not None
+        below, product = self._below, self._made
+        assert below is not None and product is not None
         mixed = mean * (1 - self._asked.residual)
-        own = torch.arange(low, high, device=mixed.device)
-        mixed[own - low, own] += self._asked.residual
+        queries = torch.arange(low, high, device=mixed.device)
+        mixed[queries - low, queries] += self._asked.residual
         mixed /= mixed.sum(dim=-1, keepdim=True)
-        made[low:high] = mixed @ below[: mixed.shape[1]]
+        product[low:high] = mixed @ below[: mixed.shape[1]]
 
     def _next(self, layer: int, like: torch.Tensor) -> None:
         """Finish the layer below. Layers may be on several devices."""

@@ -4,8 +4,7 @@ log p of answer token t depends on the logits at one position, p. Its row in lay
 update of the residual stream at p, which no earlier position sees. So the gradient with respect to
 the row is that of ONE query: keys and values of the positions before it are read once and stay
 constants, and the pass that is differentiated has a single position. This is exact, not an
-approximation, and no
-tensor is larger than heads x positions.
+approximation, and no tensor is larger than heads x positions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Target
 from sinkscope.methods.passes import Passes
 from sinkscope.models.kernels import pack
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 Of = Literal["log_p", "logit"]
 
@@ -66,7 +65,10 @@ def _of_token(
     passes: Passes, cache: DynamicCache, resume: Tensor, token: int, of: Of
 ) -> RowGradient:
     handle, position = passes.handle, passes.position(token)
-    rows, scores = Rows(positions=(position,)), _Scores((At("queries_keys", None, (position,)),))
+    rows, scores = (
+        Rows(positions=(position,)),
+        _Scores((SiteSelection("queries_keys", None, (position,)),)),
+    )
     before = DynamicCache()
     for layer, kept in enumerate(cache.layers):
         before.update(kept.keys[:, :, :position], kept.values[:, :, :position], layer)  # type: ignore[index, union-attr]
@@ -93,10 +95,10 @@ def _of_token(
 class _Scores(Probe):
     """Keeps q k^T * scale of one query: layer -> (H, K)."""
 
-    looks: tuple[At, ...]
+    reads: tuple[SiteSelection, ...]
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> Tensor:
         query, key, scale = (part.detach() if isinstance(part, Tensor) else part for part in values)
-        made = torch.matmul(pack(query, key.shape[1]), key.transpose(2, 3))
-        wide = torch.promote_types(made.dtype, torch.float32)
-        return made.to(wide).reshape(query.shape[1], -1) * scale
+        scores = torch.matmul(pack(query, key.shape[1]), key.transpose(2, 3))
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return scores.to(wide).reshape(query.shape[1], -1) * scale

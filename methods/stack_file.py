@@ -15,7 +15,7 @@ from sinkscope.models.family import PromptLayout
 from sinkscope.utils import write_atomically
 
 FORMAT, VERSION = "sinkscope map stack", 1
-_SAID = ("unit", "signed", "normalisation", "least")
+_HEADER = ("unit", "signed", "normalisation", "least")
 
 
 def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -29,18 +29,18 @@ def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = No
     Raises:
         OSError: the file cannot be written.
     """
-    said = {
+    header = {
         "format": FORMAT,
         "version": VERSION,
         "axes": stack.axes,
-        **{name: getattr(stack, name) for name in _SAID},
+        **{name: getattr(stack, name) for name in _HEADER},
         "about": dict(about or {}),
     }
     arrays = {"values": stack.values}
     if stack.ratio is not None:
-        said["ratio"] = [{name: getattr(part, name) for name in _SAID} for part in stack.ratio]
+        header["ratio"] = [{name: getattr(part, name) for name in _HEADER} for part in stack.ratio]
         arrays |= {f"values{k}": part.values for k, part in enumerate(stack.ratio)}
-    text = np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
+    text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     write_atomically(path, lambda file: np.savez(file, said=text, **arrays))  # type: ignore[arg-type]
 
 
@@ -59,19 +59,19 @@ def open_stack(path: Path, layout: PromptLayout) -> tuple[MapStack, dict[str, An
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            said = json.loads(arrays["said"].tobytes())
-            if said["format"] != FORMAT or said["version"] != VERSION:
-                raise ValueError(f"its format is {said['format']!r} {said['version']!r}")
-            axes: Axes = tuple((name, tuple(indices)) for name, indices in said["axes"])
-            given = {name: said[name] for name in _SAID}
+            header = json.loads(arrays["said"].tobytes())
+            if header["format"] != FORMAT or header["version"] != VERSION:
+                raise ValueError(f"its format is {header['format']!r} {header['version']!r}")
+            axes: Axes = tuple((name, tuple(indices)) for name, indices in header["axes"])
+            given = {name: header[name] for name in _HEADER}
             ratio = None
-            if "ratio" in said:
+            if "ratio" in header:
                 above, below = (
-                    MapStack(arrays[f"values{k}"], axes, layout, **own)
-                    for k, own in enumerate(said["ratio"])
+                    MapStack(arrays[f"values{k}"], axes, layout, **part_header)
+                    for k, part_header in enumerate(header["ratio"])
                 )
                 ratio = above, below
             stack = MapStack(arrays["values"], axes, layout, ratio=ratio, **given)
-            return stack, dict(said["about"])
+            return stack, dict(header["about"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} cannot be read as maps of a method: {error}") from error

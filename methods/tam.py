@@ -17,7 +17,7 @@ from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.unembed import lacking, logits_of, normed
 from sinkscope.models.family import PromptLayout
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TokenActivation(FromPasses):
         session.tell(progress, 0, 1, "Reading the last hidden states")
         stack, layout = session.handle.stack, run.layout
         last = (len(stack.layers) - 1,)
-        states = Values(At("block_out", last))
+        states = Values(SiteSelection("block_out", last))
         hidden = normed(stack, session.read(states)[states][last[0]][0])  # (N, D)
         words = [
             position
@@ -83,17 +83,19 @@ class TokenActivation(FromPasses):
         relu = torch.relu(logits_of(stack, hidden, kinds)).double().cpu().numpy()  # (N, kinds)
         seen = relu[layout.vision_positions().numpy()][:, column].T  # (context, V)
         at_words = relu[places]
-        made = np.stack(
+        maps = np.stack(
             [
                 self._map(layout, seen, at_words, ids, column, len(words) + token)
                 for token in target.tokens
             ]
         )
         axes: Axes = (("token", target.tokens),)
-        said = "interference of other words taken off" + (
+        normalisation = "interference of other words taken off" + (
             ", 3 x 3 rank-Gaussian filter" if self.smooth else ""
         )
-        return MapStack(made.astype(np.float32), axes, layout, self.unit, normalisation=said)
+        return MapStack(
+            maps.astype(np.float32), axes, layout, self.unit, normalisation=normalisation
+        )
 
     def _map(
         self,
@@ -104,29 +106,31 @@ class TokenActivation(FromPasses):
         column: Sequence[int],
         which: int,
     ) -> np.ndarray:
-        own = seen[which]
+        activation = seen[which]
         others = [i for i in range(which) if ids[i] != ids[which]]
         weights = at_words[others, column[which]]
         if len(others) and weights.sum() > 0:
             interference = weights @ seen[others] / weights.sum()
             square = float(interference @ interference)
             if square > 0:
-                own = np.maximum(own - (own @ interference) / square * interference, 0)
-        return filtered(own, layout) if self.smooth else own
+                activation = np.maximum(
+                    activation - (activation @ interference) / square * interference, 0
+                )
+        return filtered(activation, layout) if self.smooth else activation
 
 
 def filtered(values: np.ndarray, layout: PromptLayout) -> np.ndarray:
     """Values of all vision tokens (V,), each view's filtered on its own grid."""
-    made, before = np.empty_like(values), 0
+    result, before = np.empty_like(values), 0
     for grid in layout.grids:
         for view in grid.views:
             size = view.rows * view.columns
             for frame in range(view.frames):
-                here = slice(before + frame * size, before + (frame + 1) * size)
-                part = values[here].reshape(view.rows, view.columns)
-                made[here] = rank_gaussian(part).ravel()
+                cells = slice(before + frame * size, before + (frame + 1) * size)
+                part = values[cells].reshape(view.rows, view.columns)
+                result[cells] = rank_gaussian(part).ravel()
             before += view.tokens
-    return made
+    return result
 
 
 def rank_gaussian(values: np.ndarray, size: int = 3) -> np.ndarray:
@@ -145,5 +149,5 @@ def rank_gaussian(values: np.ndarray, size: int = 3) -> np.ndarray:
     rank = np.arange(size * size) - size * size // 2
     # with cv 0 only the middle rank counts
     weight = np.exp(-(rank**2) / np.maximum(2 * cv[..., None] ** 2, 1e-12))
-    made: np.ndarray = (ordered * weight).sum(-1) / weight.sum(-1)
-    return np.where(mean > 0, made, 0)
+    smoothed: np.ndarray = (ordered * weight).sum(-1) / weight.sum(-1)
+    return np.where(mean > 0, smoothed, 0)

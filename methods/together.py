@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SlotChoice:
     """Which slots of a method become one map; layers and heads are indices in the model.
 
     A method without a layer or head axis ignores them. `pairs` are single heads, (layer, head) of
-    each, instead of layers and heads; a method with layers alone is shown in theirs.
+    each, instead of layers and heads; a method with only a layer axis uses their layers.
     """
 
     layers: tuple[int, ...] | None = None
@@ -39,7 +39,7 @@ class Choice:
     pairs: Heads | None = None
 
     def of(self, stack: MapStack) -> Chosen:
-        """What of it a stack has to choose from."""
+        """The part of the choice that a stack has axes for."""
         axes = {name for name, _ in stack.axes}
         if self.pairs is not None and {"layer", "head"} <= axes:
             return None, None, self.pairs
@@ -50,7 +50,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Made:
+class MethodResult:
     """The outcome of one method.
 
     Attributes:
@@ -67,7 +67,7 @@ class Made:
 
 
 def methods_named(wanted: str, methods: Sequence[Method] = METHODS) -> tuple[Method, ...]:
-    """Methods by a list of names: "all", or such as "attention,relative".
+    """Methods by a list of names: "all", or for example "attention,relative".
 
     Raises:
         ValueError: there is none of that name, or a name is given twice.
@@ -78,22 +78,22 @@ def methods_named(wanted: str, methods: Sequence[Method] = METHODS) -> tuple[Met
     if not names:
         allowed = ", ".join(method.name for method in methods)
         raise ValueError(f"methods is {wanted!r}; allowed: all, or some of {allowed}.")
-    found = [method_of(name, methods) for name in names]
-    if len({one.name for one in found}) < len(found):
+    chosen = [method_of(name, methods) for name in names]
+    if len({one.name for one in chosen}) < len(chosen):
         raise ValueError(f"methods is {wanted!r}; allowed: each method once.")
-    return tuple(found)
+    return tuple(chosen)
 
 
 def explain_each(
     run: GenerationTrace,
     target: Target,
     methods: Sequence[Method],
-    choice: Choice | None = None,
+    choice: SlotChoice | None = None,
     *,
     session: Session | None = None,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
-) -> Iterator[Made]:
+) -> Iterator[MethodResult]:
     """Run methods one after the other; yield each result at once.
 
     A method that this run cannot provide is yielded with the reason. Results yielded before a stop
@@ -111,8 +111,8 @@ def explain_each(
         ValueError: a layer or head that the run does not have.
         jobs.job.Stopped: it was stopped.
     """
-    choice = choice or Choice()
-    rows = rows_of(run, target.part)
+    choice = choice or SlotChoice()
+    rows = rows_of(run, target.source)
     slots_of("layer", rows.layers, choice.layers)  # refuses what no method supports
     slots_of("head", rows.heads, choice.heads)
     if choice.pairs is not None:
@@ -121,14 +121,14 @@ def explain_each(
         run, target, methods, session=session, on_progress=on_progress, stop=stop
     ):
         if stack is None:
-            yield Made(method, None, why_not)
+            yield MethodResult(method, None, why_not)
             continue
         try:
             patches = map_of(stack, choice, label_of(run, target, stack, choice))
         except ValueError as error:  # it lacks these layers or heads
-            yield Made(method, None, str(error).rstrip("."))
+            yield MethodResult(method, None, str(error).rstrip("."))
         else:
-            yield Made(method, patches, seconds=seconds)
+            yield MethodResult(method, patches, seconds=seconds)
 
 
 def explain_stacks(
@@ -168,18 +168,18 @@ def _stack(
     return stack, "", time.perf_counter() - began
 
 
-def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choice) -> str:
+def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: SlotChoice) -> str:
     """The tokens, layers and heads of the stack's map, in words, for the axes that it has."""
-    rows = rows_of(run, target.part)
+    rows = rows_of(run, target.source)
     layers, heads, pairs = choice.of(stack)
-    made = map_label(rows, target.tokens, layers, heads, choice.reduce, pairs)
+    label = map_label(rows, target.tokens, layers, heads, choice.reduce, pairs)
     axes = {name for name, _ in stack.axes}
     if "layer" not in axes:
-        return made[: made.rindex(f", {choice.reduce} over ")]
-    return made if "head" in axes else made[: made.rindex(" and heads ")]
+        return label[: label.rindex(f", {choice.reduce} over ")]
+    return label if "head" in axes else label[: label.rindex(" and heads ")]
 
 
-def map_of(stack: MapStack, choice: Choice, label: str = "") -> PatchMap:
+def map_of(stack: MapStack, choice: SlotChoice, label: str = "") -> PatchMap:
     """The stack's map at these layers and heads; axes that it does not have are ignored."""
     layers, heads, pairs = choice.of(stack)
     return stack.map(layers, heads, choice.reduce, image=choice.image, label=label, pairs=pairs)

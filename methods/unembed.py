@@ -48,8 +48,8 @@ def logits_of(stack: TextStack, states: Tensor, ids: Sequence[int]) -> Tensor:
     head = Projection(stack.output_head)
     index = torch.tensor(list(ids), device=head.weight.device)
     wide = torch.promote_types(states.dtype, torch.float32)
-    made = (states.to(head.weight.device) @ head.weight[index].T).to(wide)
-    return made if head.bias is None else made + head.bias[index].to(wide)
+    logits = (states.to(head.weight.device) @ head.weight[index].T).to(wide)
+    return logits if head.bias is None else logits + head.bias[index].to(wide)
 
 
 def log_probabilities(stack: TextStack, states: Tensor, ids: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses, no_output_projection
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class ValueWeighted(FromPasses):
         session.tell(progress, 0, 1, "Reading rows and values")
         places = {token: session.position(token) for token in target.tokens}
         rows = Rows(positions=tuple(sorted(set(places.values()))))
-        values = Values(At("v", None, session.vision_range()))
+        values = Values(SiteSelection("v", None, session.vision_range()))
         seen = session.read(rows, values)
         stack, vision = session.handle.stack, session.vision()
-        made = []  # of each layer: (T, H or nothing, V)
+        weighted = []  # of each layer: (T, H or nothing, V)
         for layer, value in seen[values].items():
             weights = torch.stack(
                 [
@@ -76,11 +76,11 @@ class ValueWeighted(FromPasses):
                 value[0].to(weights.dtype).repeat_interleave(stack.heads // stack.kv_heads, dim=1)
             )  # (V, H, Dh)
             if self.heads == "apart":
-                made.append(weights * _norms(per_head, output).T)
+                weighted.append(weights * _norms(per_head, output).T)
             else:
                 mixed = torch.einsum("thv,vhd->tvhd", weights, per_head).flatten(2)
-                made.append((mixed @ output.T).norm(dim=-1))
-        values_made = torch.stack([one.float().cpu() for one in made], dim=1)
+                weighted.append((mixed @ output.T).norm(dim=-1))
+        values_made = torch.stack([one.float().cpu() for one in weighted], dim=1)
         axes: Axes = (("token", target.tokens), ("layer", tuple(seen[values])))
         if self.heads == "apart":
             axes = (*axes, ("head", tuple(range(stack.heads))))

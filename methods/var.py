@@ -51,7 +51,7 @@ class VarAttention(Method):
         if run.var is not None:
             return None
         assert session is not None  # `needs_for`
-        if target.part != "answer":
+        if target.source != "answer":
             return "a plain run's prompt was not read with VAR; choose tokens of the answer"
         settings = self._settings(session)
         if settings is None:

@@ -41,7 +41,7 @@ class WithoutSinks(Method):
         progress: Progress | None = None,
     ) -> MapStack:
         stack = Attention().explain(run, target)
-        rows = rows_of(run, target.part)
+        rows = rows_of(run, target.source)
         values = torch.from_numpy(stack.values).view(
             len(target.tokens), len(rows.layers), len(rows.heads), -1
         )

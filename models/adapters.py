@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from sinkscope.models.quantised import quantisation
 from sinkscope.models.source import ModelError
 from sinkscope.models.weights import ADAPTER
-from sinkscope.outside import read_json
+from sinkscope.untrusted import read_json
 from sinkscope.utils import sha256
 
 WEIGHTS = "adapter_model.safetensors"
@@ -97,12 +97,12 @@ def merged(model: Any, folder: Path) -> Any:
             f"in it or are missing, such as {lost[0]}."
         )
     try:
-        made = wrapped.merge_and_unload(safe_merge=True)
+        merged_model = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise ModelError(
             f"The adapter {folder.name} cannot be merged: {' '.join(str(error).split())[:400]}"
         ) from error
-    return made.eval()
+    return merged_model.eval()
 
 
 def adapter_fingerprint(folder: Path) -> str:

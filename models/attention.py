@@ -36,7 +36,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sinkscope.models.kernels import attention_rows, rows_times_values
-from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, Looker, RowChange
+from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, RowChange, SiteReader
 from sinkscope.models.sites import QueriesKeys
 from sinkscope.models.static_step import StepPlan
 
@@ -92,8 +92,8 @@ def attention_forward(
     layer: int = module.layer_idx  # type: ignore[assignment]
     if isinstance(plan, StepPlan):
         return plan.attend(layer, query, key, value, scaling), None
-    own = None if plan is None else plan.layers.get(layer)
-    if plan is None or own is None:
+    layer_plan = None if plan is None else plan.layers.get(layer)
+    if plan is None or layer_plan is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -101,18 +101,22 @@ def attention_forward(
     start, length = plan.step.start, plan.step.length
     end = start + length
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    for hides in own.masks:
+    for hides in layer_plan.masks:
         visible = hides.mask(layer, range(start, end), key.shape[2], query.device)
         if visible is not None:
             attention_mask = _both(visible, attention_mask)
-    for at, looker in own.keys:
-        if wanted := at.here(start, length):
+    for at, looker in layer_plan.keys:
+        if wanted := at.positions_in(start, length):
             some = query if len(wanted) == length else query[:, :, _index(wanted, start)]
             looker.see("queries_keys", layer, QueriesKeys(some, key[:, :, :end], scale), wanted)
-    seen = [(here, looker) for at, looker in own.rows if (here := at.here(start, length))]
+    seen = [
+        (positions, looker)
+        for at, looker in layer_plan.rows
+        if (positions := at.positions_in(start, length))
+    ]
     changes = [
         change
-        for change in own.changes
+        for change in layer_plan.changes
         if change.row_positions.start < end and change.row_positions.stop > start
     ]
     if length == 1 and (seen or changes):  # decode
@@ -128,7 +132,9 @@ def attention_forward(
     if seen or changes:
         key, value, mask = _filled(key, value, attention_mask, end)
         work = _Prefill(layer, query, key, value, mask, scale, start, plan.gradients)
-        output = work.corrected(output.transpose(1, 2), seen, changes, own.fast).transpose(1, 2)
+        output = work.corrected(output.transpose(1, 2), seen, changes, layer_plan.fast).transpose(
+            1, 2
+        )
     return output, None
 
 
@@ -148,7 +154,7 @@ class _Prefill:
     def corrected(
         self,
         output: Tensor,
-        seen: Sequence[tuple[Sequence[int], Looker]],
+        seen: Sequence[tuple[Sequence[int], SiteReader]],
         changes: Sequence[RowChange],
         fast: FastCorrection | None,
     ) -> Tensor:
@@ -161,7 +167,7 @@ class _Prefill:
                 self.layer, self.query, self.key, self.value, output, self.scale, self.mask
             )
             remade = []
-        shown = [span for here, _ in seen for span in _spans(here)]
+        shown = [span for positions, _ in seen for span in _spans(positions)]
         # No block crosses the edge of a range that changes, nor, if the output is computed from the
         # rows that are shown, the edge of these.
         edges = {edge for span in remade for edge in (span.start, span.stop)}
@@ -171,11 +177,11 @@ class _Prefill:
         if self.gradients:
             remade = [*remade, *shown]
             edges |= {edge for span in shown for edge in (span.start, span.stop)}
-        made: list[tuple[range, Tensor]] = []
+        changed_blocks: list[tuple[range, Tensor]] = []
         for block in self._blocks([*remade, *shown], edges):
-            there = None if quick is None else quick.made(self.layer, block)
-            if there is not None:
-                _show(self.layer, there, seen, block.start, self.gradients)
+            changed = None if quick is None else quick.corrected_rows(self.layer, block)
+            if changed is not None:
+                _show(self.layer, changed, seen, block.start, self.gradients)
                 continue
             low, high = block.start - self.start, block.stop - self.start
             before = attention_rows(
@@ -194,8 +200,8 @@ class _Prefill:
                 if not self.gradients:  # unchanged rows keep the kernel's output
                     differs = (rows != before).any(-1, keepdim=True)
                     new = torch.where(differs, new, output[:, :, low:high])
-                made.append((block, new))
-        return self._with(output, made)
+                changed_blocks.append((block, new))
+        return self._with(output, changed_blocks)
 
     def _blocks(self, spans: Sequence[range], edges: set[int]) -> list[range]:
         """The spans' union, cut at the edges and into blocks whose rows fit `CHUNK_BYTES`."""
@@ -208,12 +214,12 @@ class _Prefill:
                 blocks += [range(a, min(a + most, high)) for a in range(low, high, most)]
         return blocks
 
-    def _with(self, output: Tensor, made: Sequence[tuple[range, Tensor]]) -> Tensor:
+    def _with(self, output: Tensor, changed_blocks: Sequence[tuple[range, Tensor]]) -> Tensor:
         """A new output with the recomputed blocks."""
-        if not made:
+        if not changed_blocks:
             return output
         parts, done = [], 0
-        for block, new in made:
+        for block, new in changed_blocks:
             low = block.start - self.start
             parts += [output[:, :, done:low], new]
             done = block.stop - self.start
@@ -231,7 +237,7 @@ def _changed(layer: int, rows: Tensor, changes: Sequence[RowChange], start: int)
 def _show(
     layer: int,
     rows: Tensor,
-    seen: Sequence[tuple[Sequence[int], Looker]],
+    seen: Sequence[tuple[Sequence[int], SiteReader]],
     start: int,
     gradients: bool,
 ) -> None:
@@ -278,13 +284,13 @@ def _index(positions: Sequence[int], start: int) -> slice | list[int]:
     return [position - start for position in positions]
 
 
-def _both(mask: Tensor, own: Tensor | None) -> Tensor:
+def _both(mask: Tensor, other: Tensor | None) -> Tensor:
     """A bool mask, and what the model itself hides (a sliding window); causal is in both."""
-    if own is None:
+    if other is None:
         return mask
-    if own.dtype == torch.bool:
-        return mask & own
-    return own.masked_fill(~mask, torch.finfo(own.dtype).min)
+    if other.dtype == torch.bool:
+        return mask & other
+    return other.masked_fill(~mask, torch.finfo(other.dtype).min)
 
 
 def _filled(

@@ -22,7 +22,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sinkscope.models.family import SegmentKind
-from sinkscope.outside import INFINITE, read_json
+from sinkscope.untrusted import INFINITE, read_json
 
 PLACEHOLDER = "\ue000{}\ue001"  # a placeholder for a text; private-use characters
 MARKS = (range(0xE002, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use
@@ -94,18 +94,18 @@ def candidates(
 
 
 def choose(
-    found: Iterator[tuple[str, str, object]],
+    templates: Iterator[tuple[str, str, object]],
     tokenizer: PreTrainedTokenizerBase,
     image_token: str,
-    own: str,
+    model_template: str,
 ) -> tuple[ChatTemplate, str]:
     """The first template that shows an image; the family's own if none does.
 
     Args:
-        found: from `candidates`.
+        templates: from `candidates`.
         tokenizer: renders them.
         image_token: what stands for an image in a rendered message.
-        own: the family's template.
+        model_template: the family's template.
 
     Returns:
         The template, and a sentence for the user where it is the family's own, else "".
@@ -116,7 +116,7 @@ def choose(
     """
     passed: list[str] = []
     seen: list[object] = []
-    for file, name, template in found:
+    for file, name, template in templates:
         if template in seen:  # the tokenizer has read the same file
             continue
         seen.append(template)
@@ -125,20 +125,21 @@ def choose(
             continue
         if not isinstance(template, str):
             raise TemplateError(
-                f"The chat template in {file} is a {type(template).__name__}; allowed: a text."
+                f"The chat template in {file} is of type {type(template).__name__}; allowed: a "
+                "text."
             )
-        made, why = _showing_images(tokenizer, template, image_token)
-        if made is not None:
-            return made, ""
+        chosen, why = _showing_images(tokenizer, template, image_token)
+        if chosen is not None:
+            return chosen, ""
         if why:
             raise TemplateError(
-                f"The chat template in {file} cannot be used: {why}; mend it or take it out of the "
-                "folder, then the next one, or the family's own, is used."
+                f"The chat template in {file} cannot be used: {why}. Correct it, or remove it from "
+                "the folder; then the next one, or the family's own, is used."
             )
-        passed.append(f"that of {file} shows none")
+        passed.append(f"the one in {file} shows none")
     what = "; ".join(passed[:3]) or "it has no template at all"
     note = f"The checkpoint has no chat template that shows images ({what}), so the family's own "
-    return ChatTemplate(own), note + "is used."
+    return ChatTemplate(model_template), note + "is used."
 
 
 def render(
@@ -164,10 +165,10 @@ def render(
     """
     places = [(kind, PLACEHOLDER.format(index)) for index, (kind, _) in enumerate(turns)]
     mark = _unused_character([text for _, text in turns])
-    said = [(kind, _marked(text, control_tokens, mark)) for kind, text in turns]
+    marked = [(kind, _marked(text, control_tokens, mark)) for kind, text in turns]
     try:
         outline = _apply(tokenizer, template, places, images)
-        text = _apply(tokenizer, template, said, images)
+        text = _apply(tokenizer, template, marked, images)
     except TemplateError as error:
         raise TemplateError(f"The model's chat template cannot be used here: {error}.") from error
     cuts = [outline.find(placeholder) for _, placeholder in places]
@@ -184,17 +185,19 @@ def render(
     if not template.plain and text.count(image_token) != images:
         raise TemplateError("The model's chat template shows this prompt with other images.")
     parts = re.split("|".join(re.escape(place) for _, place in places), outline)
-    return Rendered(text, _found_again(text, parts, said), mark)
+    return Rendered(text, _found_again(text, parts, marked), mark)
 
 
-def template_tokens(tokenizer: PreTrainedTokenizerBase, own: Sequence[str] = ()) -> dict[int, str]:
+def template_tokens(
+    tokenizer: PreTrainedTokenizerBase, control_tokens: Sequence[str] = ()
+) -> dict[int, str]:
     """Id and text of every token that only a template may write: all added tokens that are
-    special, whatever list of the tokenizer's names them, and the family's `own`."""
+    special, whatever list of the tokenizer's names them, and the family's `control_tokens`."""
     added = tokenizer.added_tokens_decoder
     return {
         token: about.content
         for token, about in added.items()
-        if about.content and (about.special or about.content in own)
+        if about.content and (about.special or about.content in control_tokens)
     }
 
 
@@ -219,7 +222,7 @@ def _json(file: Path) -> Mapping[str, Any]:
     try:
         held = read_json(file, "The file", INFINITE)
     except ValueError as error:
-        raise TemplateError(f"{file.name} is damaged: it is no JSON.") from error
+        raise TemplateError(f"{file.name} is damaged: it is not JSON.") from error
     if not isinstance(held, dict):
         raise TemplateError(f"{file.name} is damaged: it holds no JSON object.")
     return held
@@ -233,17 +236,19 @@ def _showing_images(
     system: Turn = ("system", PLACEHOLDER.format(0))
     rest: list[Turn] = [("user", PLACEHOLDER.format(1))]
     earlier: list[Turn] = [*rest, ("assistant", PLACEHOLDER.format(2)), ("user", PROBE)]
-    made = None
+    rendered = None
     for turns in (rest, [system, *rest]):  # some demand a system message
         try:
             text = _apply(tokenizer, ChatTemplate(template), turns, 1)
         except TemplateError as error:
             problem = problem or str(error)
             continue
-        if text.count(image_token) == 1 and all(text.count(said) == 1 for _, said in turns[-1:]):
-            made = ChatTemplate(template)
+        if text.count(image_token) == 1 and all(
+            text.count(text_of_turn) == 1 for _, text_of_turn in turns[-1:]
+        ):
+            rendered = ChatTemplate(template)
             break
-    if made is None:
+    if rendered is None:
         return None, problem if problem and not _shows_text(tokenizer, template) else ""
 
     def shows(parts_only: bool) -> bool:
@@ -252,7 +257,7 @@ def _showing_images(
                 text = _apply(tokenizer, ChatTemplate(template, parts_only), turns, 1)
             except TemplateError:
                 return False
-            if any(said not in text for _, said in turns):
+            if any(text_of_turn not in text for _, text_of_turn in turns):
                 return False
         return True
 
@@ -330,7 +335,7 @@ def _marked(text: str, control_tokens: Sequence[str], mark: str) -> str:
 
 
 def _found_again(
-    text: str, parts: Sequence[str], said: Sequence[Turn]
+    text: str, parts: Sequence[str], turns: Sequence[Turn]
 ) -> tuple[tuple[int, int, SegmentKind], ...] | None:
     """The position of each text in a rendered template: between the parts around it, unchanged or
     trimmed, else whatever is there."""
@@ -338,8 +343,8 @@ def _found_again(
         return None
     spans: list[tuple[int, int, SegmentKind]] = []
     start = len(parts[0])
-    for index, (kind, given) in enumerate(said):
-        after, last = parts[index + 1], index == len(said) - 1
+    for index, (kind, given) in enumerate(turns):
+        after, last = parts[index + 1], index == len(turns) - 1
         for form in (given, given.strip(), given.lstrip(), given.rstrip()):
             stop = start + len(form)
             if text.startswith(form, start) and (

@@ -125,12 +125,12 @@ class PromptLayout:
         """The vision tokens as contiguous ranges: (which of the V columns, which prompt positions).
         Where positions are contiguous a slice reads them many times faster than an index does; each
         of Qwen's images is one range."""
-        made, column = [], 0
+        result, column = [], 0
         for grid in self.grids:
             for run in stretches(grid.positions):
-                made.append((slice(column, column + len(run)), slice(run.start, run.stop)))
+                result.append((slice(column, column + len(run)), slice(run.start, run.stop)))
                 column += len(run)
-        return tuple(made)
+        return tuple(result)
 
     @property
     def cells(self) -> int:
@@ -154,12 +154,12 @@ class PromptLayout:
     def cells_at(self) -> dict[int, tuple[int, ...]]:
         """Prompt position of each vision token -> where it is among the C cells of all maps
         (`ImageGrid.cells_of`)."""
-        made, before = {}, 0
+        cells, before = {}, 0
         for grid in self.grids:
             for token, position in enumerate(grid.positions):
-                made[position] = tuple(before + cell for cell in grid.cells_of((token,)))
+                cells[position] = tuple(before + cell for cell in grid.cells_of((token,)))
             before += grid.rows * grid.columns
-        return made
+        return cells
 
     def columns(self, image: int) -> slice:
         """Which of the V vision columns belong to one image."""

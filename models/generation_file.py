@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.outside import Bounds, read_json
+from sinkscope.untrusted import Bounds, read_json
 
 if TYPE_CHECKING:  # imported where it is used: saved runs are shown without transformers
     from transformers import GenerationConfig
@@ -44,14 +44,16 @@ def read_generation_file(folder: Path, config: Any) -> tuple[GenerationConfig, G
         folder: of the checkpoint.
         config: the model's config, whose token ids are used if the file's are not valid.
     """
-    made, damage, unknown = _from_file(folder) if (folder / NAME).exists() else _without(folder)
+    config_read, damage, unknown = (
+        _from_file(folder) if (folder / NAME).exists() else _without(folder)
+    )
     if damage:
         for name in TOKENS:
-            setattr(made, name, getattr(config.get_text_config(), name, None))
-    notes = _mend_tokens(made, config)
+            setattr(config_read, name, getattr(config.get_text_config(), name, None))
+    notes = _mend_tokens(config_read, config)
     if unknown:
         notes.insert(0, _unknown(unknown))
-    return made, GenerationFile(damage, tuple(notes))
+    return config_read, GenerationFile(damage, tuple(notes))
 
 
 def is_token(value: Any, vocabulary: int) -> bool:
@@ -68,13 +70,17 @@ def shortened(value: Any, most: int = 60) -> str:
 def _from_file(folder: Path) -> tuple[GenerationConfig, str, list[str]]:
     from transformers import GenerationConfig
 
-    made = GenerationConfig()
-    known = {name for name in vars(made) if not name.startswith("_")}
+    config_read = GenerationConfig()
+    known = {name for name in vars(config_read) if not name.startswith("_")}
     values, damage = _read(folder / NAME)
     for name in known & values.keys():
         value = values[name]
-        setattr(made, name, _watermark(value) if name == "watermarking_config" else value)
-    return made, damage, sorted(n for n in values if n not in known and not n.startswith("_"))
+        setattr(config_read, name, _watermark(value) if name == "watermarking_config" else value)
+    return (
+        config_read,
+        damage,
+        sorted(n for n in values if n not in known and not n.startswith("_")),
+    )
 
 
 def _without(folder: Path) -> tuple[GenerationConfig, str, list[str]]:
@@ -115,20 +121,20 @@ def _watermark(value: Any) -> Any:
         return value
 
 
-def _mend_tokens(made: GenerationConfig, config: Any) -> list[str]:
+def _mend_tokens(generation: GenerationConfig, config: Any) -> list[str]:
     """Replace invalid token ids by those of config.json; returns a sentence for each."""
     text = config.get_text_config()
     notes = []
     for name in TOKENS:
-        value = getattr(made, name, None)
+        value = getattr(generation, name, None)
         if value is None or _usable(name, value, text.vocab_size):
             continue
         other = getattr(text, name, None)
         if not _usable(name, other, text.vocab_size):
             other = None
-        setattr(made, name, other)
+        setattr(generation, name, other)
         instead = "no other is known" if other is None else f"{other} of config.json is used"
-        notes.append(f"{name} is {shortened(value)}, which is no token of the model; {instead}.")
+        notes.append(f"{name} is {shortened(value)}, which is not a token of the model; {instead}.")
     return notes
 
 

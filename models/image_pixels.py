@@ -78,12 +78,12 @@ def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey as 8-bit grey."""
     # convert() has clipped at 255 in some versions of Pillow, which turns the image white.
-    made = np.empty((image.height, image.width), np.uint8)
+    pixels = np.empty((image.height, image.width), np.uint8)
     for top in range(0, image.height, _BAND):
         box = (0, top, image.width, min(top + _BAND, image.height))
         wide = np.asarray(image.crop(box)).astype(np.uint32)
-        made[top : box[3]] = (wide + 128) // 257
-    return Image.fromarray(made)
+        pixels[top : box[3]] = (wide + 128) // 257
+    return Image.fromarray(pixels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

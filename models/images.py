@@ -24,7 +24,7 @@ from sinkscope.models.image_pixels import (
     turned,
 )
 from sinkscope.models.jpeg_scans import scan_count
-from sinkscope.outside import open_regular
+from sinkscope.untrusted import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _ALLOWED = "allowed are PNG, JPEG, WebP, GIF, BMP and TIFF"
@@ -165,12 +165,12 @@ def _read(
     source: Path | str | bytes | BinaryIO, limits: ImageLimits, given: str | None
 ) -> tuple[str, bytes]:
     """The source's name for messages, and its bytes: never more of them than are allowed."""
-    name = called(given)
+    name = named_image(given)
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str | Path):
         path = Path(source)
-        name = called(given or path.name)
+        name = named_image(given or path.name)
         try:
             # Checked before opening: opening a pipe would wait forever.
             regular = stat.S_ISREG(path.stat().st_mode)
@@ -195,7 +195,7 @@ def _first_bytes(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def called(name: str | None) -> str:
+def named_image(name: str | None) -> str:
     """The image's name in messages."""
     return "The image" if name is None else f"The image {_printable(name)}"
 

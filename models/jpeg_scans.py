@@ -22,8 +22,8 @@ def scan_count(data: bytes, most: int) -> int:
         most: counting ends above this.
     """
     count, at = 0, 0
-    while (found := _NEXT.search(data, at)) is not None and found[1][0] != _EOI:
-        marker, at = found[1][0], found.end()
+    while (match := _NEXT.search(data, at)) is not None and match[1][0] != _EOI:
+        marker, at = match[1][0], match.end()
         if marker in _ALONE:
             continue
         if marker == _SOS:

@@ -22,7 +22,7 @@ _CPU_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def host_reads_are_free(device: torch.device) -> bool:
+def is_on_host(device: torch.device) -> bool:
     """Whether the host can read a tensor of this device without waiting for earlier launches: only
     on a CPU. On other devices a prefill must not read, and every operation costs a launch."""
     return device.type == "cpu"

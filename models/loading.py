@@ -50,7 +50,7 @@ from sinkscope.models.weights import (
     inner_models,
     weight_files,
 )
-from sinkscope.outside import INFINITE, read_json
+from sinkscope.untrusted import INFINITE, read_json
 
 FAMILIES: tuple[Family, ...] = (
     Qwen25VL(),
@@ -98,8 +98,8 @@ class ModelHandle:
     @property
     def generate(self) -> Callable[..., Any]:
         """The model's own `generate`, which transformers mixes in without types."""
-        own: Callable[..., Any] = cast(Any, self.model).generate
-        return own
+        generate: Callable[..., Any] = cast(Any, self.model).generate
+        return generate
 
     @property
     def device(self) -> torch.device:
@@ -151,9 +151,9 @@ class ModelHandle:
             self.info.id,
             PromptRequest(images, prompt, system, history, min_pixels, max_pixels, chat),
         )
-        made = self.family.prepare(self.processor, self.model.config, request)
+        inputs = self.family.prepare(self.processor, self.model.config, request)
         return dataclasses.replace(
-            made,
+            inputs,
             system=request.system,
             min_pixels=request.min_pixels,
             max_pixels=request.max_pixels,
@@ -227,7 +227,7 @@ def load_model(
         layers=len(stack.layers),
         heads=stack.heads,
         hidden_size=stack.hidden_size,
-        note=" ".join(said for said in (processor.note, files.note, unused) if said),
+        note=" ".join(note for note in (processor.note, files.note, unused) if note),
     )
     try:
         sizes = (family.name, stack.hidden_size, len(stack.layers))
@@ -324,8 +324,8 @@ def _why_no_config(source: Path) -> str:
             f"snapshots/{snapshots[-1].parent.name} in it."
         )
     if inner := inner_models(source):
-        return f"has no config.json, but a model in its folder {inner[-1]}; give that one."
-    return "has no config.json, so it is no model, or only part of one was downloaded."
+        return f"has no config.json, but a model in its folder {inner[-1]}; use that one."
+    return "has no config.json, so it is not a model, or only part of one was downloaded."
 
 
 def checked_files(
@@ -394,6 +394,6 @@ def choose_dtype(choice: DType, config: Any, device: str) -> torch.dtype:
         ]
     if device == "cpu":
         return torch.float32
-    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     # A quantised checkpoint may name its packed type, which nothing can be computed in.
-    return own if own in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
+    return stored if stored in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sinkscope.models.run_info import Step
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 PLAN_KEY = "sinkscope_plan"
 
 
-class Looker(Protocol):
+class SiteReader(Protocol):
     """Reads the values of a site."""
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
@@ -24,7 +24,7 @@ class Looker(Protocol):
 
 
 class RowChange(Protocol):
-    """Changes attention rows (documented in `interventions.base.Acting`)."""
+    """Changes attention rows (documented in `interventions.base.ActiveIntervention`)."""
 
     @property
     def row_positions(self) -> range:
@@ -53,7 +53,7 @@ class FastCorrection(Protocol):
         (B, H, N, D), key and value (B, Hkv, K, D)."""
         ...
 
-    def made(self, layer: int, positions: range) -> Tensor | None:
+    def corrected_rows(self, layer: int, positions: range) -> Tensor | None:
         """Changed rows (B, H, R, K) of these queries that `correct` has just made; else None."""
         ...
 
@@ -79,8 +79,8 @@ class LayerPlan:
         masks: what hides keys, in order.
     """
 
-    rows: list[tuple[At, Looker]] = field(default_factory=list)
-    keys: list[tuple[At, Looker]] = field(default_factory=list)
+    rows: list[tuple[SiteSelection, SiteReader]] = field(default_factory=list)
+    keys: list[tuple[SiteSelection, SiteReader]] = field(default_factory=list)
     changes: list[RowChange] = field(default_factory=list)
     fast: FastCorrection | None = None
     masks: list[Mask] = field(default_factory=list)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from sinkscope.outside import read_toml
+from sinkscope.untrusted import read_toml
 from sinkscope.utils import PROJECT
 
 PROFILE_FILE = "sink_profile.toml"
@@ -97,9 +97,9 @@ def find_profile(
         ValueError: the folder's own profile is damaged, or is for another family or size.
     """
     if folder is not None and (folder / PROFILE_FILE).is_file():
-        own = read_profile(folder / PROFILE_FILE)
-        _check_sizes(own, str(folder / PROFILE_FILE), model, family, hidden_size, layers)
-        return own
+        folder_profile = read_profile(folder / PROFILE_FILE)
+        _check_sizes(folder_profile, str(folder / PROFILE_FILE), model, family, hidden_size, layers)
+        return folder_profile
     fitting = [
         p
         for p in published()

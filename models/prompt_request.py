@@ -43,7 +43,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
     if not chat and (system is not None or history):
         raise ValueError(
             f"{'system' if system is not None else 'history'} is given without a chat "
-            "template; a text model takes the prompt alone, or chat=True."
+            "template; a text model takes only the prompt, or chat=True."
         )
     check_pixel_bounds(family, asked.min_pixels, asked.max_pixels)
     for what, text in (("prompt", prompt), ("system", "" if system is None else system)):
@@ -67,7 +67,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
     return dataclasses.replace(
         asked,
         images=tuple(as_rgb(image) for image in images),
-        history=tuple((said, answered) for said, answered in history),
+        history=tuple((question, answered) for question, answered in history),
         chat=chat,
     )
 
@@ -93,4 +93,4 @@ def check_text(what: str, text: object) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} has characters that are no valid Unicode text.") from error
+        raise ValueError(f"{what} has characters that are not valid Unicode text.") from error

@@ -71,16 +71,16 @@ def check_quantisation(
         return
     known = sorted({form.removesuffix("_4bit").removesuffix("_8bit") for form in _forms()})
     if method not in known:
-        said = "names no form (quant_method)" if method == "None" else f"says {method!r}"
+        declared = "names no method (quant_method)" if method == "None" else f"says {method!r}"
         raise ModelError(
             f"{name} is quantised in a way that transformers cannot load: quantization_config in "
-            f"config.json {said}; known: {', '.join(known)}."
+            f"config.json {declared}; known: {', '.join(known)}."
         )
     lacking = [package for module, package in LIBRARIES.get(method, ()) if not _installed(module)]
     if lacking:
         leftover = (
-            " Its weight files hold plain numbers, though: if the checkpoint was merged or turned "
-            "back, take quantization_config out of its config.json instead."
+            " Its weight files hold plain numbers, though: if the checkpoint was merged or "
+            "dequantised, remove quantization_config from its config.json instead."
             if all(tensor.dtype in FLOATS for tensor in tensors.values())
             else ""
         )

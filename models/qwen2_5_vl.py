@@ -114,7 +114,7 @@ class Qwen25VL:
         if token != config.image_token_id:
             raise ValueError(
                 f"The tokenizer has {IMAGE_TOKEN} as token {token}, config.json as token "
-                f"{config.image_token_id} (image_token_id); the tokenizer is of another model."
+                f"{config.image_token_id} (image_token_id); the tokenizer is from another model."
             )
         images, vision = processor.image_processor, config.vision_config
         for ours, theirs in (
@@ -126,7 +126,7 @@ class Qwen25VL:
                 raise ValueError(
                     f"The image processor's {ours} is {getattr(images, ours)}, but the vision "
                     f"tower's {theirs} is {getattr(vision, theirs)} (config.json); "
-                    "preprocessor_config.json is of another model."
+                    "preprocessor_config.json is from another model."
                 )
 
     def prepare(
@@ -243,7 +243,7 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise OSError("it has no usable vocabulary (tokenizer.json)")
     if IMAGE_TOKEN not in tokenizer.get_added_vocab():
         raise ValueError(
-            f"The tokenizer has no token {IMAGE_TOKEN}: it is that of a text model. Take the "
+            f"The tokenizer has no token {IMAGE_TOKEN}: it is from a text model. Use the "
             "tokenizer's files of the base model."
         )
     return tokenizer

@@ -53,9 +53,9 @@ def load_image_processor(source: str, min_pixels: int | None, max_pixels: int | 
         if not number or value < 1 or value != int(value):
             raise ValueError(f"{name} in preprocessor_config.json is {value!r}; {_SIZE_ALLOWED}.")
         bounds[name] = int(value)
-    made = Qwen2VLImageProcessorPil.from_dict({**values, "size": bounds})
-    pixel_bounds(made, None, None)
-    return made
+    processor = Qwen2VLImageProcessorPil.from_dict({**values, "size": bounds})
+    pixel_bounds(processor, None, None)
+    return processor
 
 
 def pixel_bounds(

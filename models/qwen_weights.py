@@ -68,7 +68,7 @@ def weights_problem(config: Any, tensors: Mapping[str, StoredTensor]) -> str | N
             "(merge_and_unload, or the trainer's export) and save the model."
         )
     if prefix := _foreign_prefix(tensors):
-        what = next((said for part, said in WRAPPERS.items() if part in prefix), None)
+        what = next((reason for part, reason in WRAPPERS.items() if part in prefix), None)
         what = what or "a wrapper: save the model inside it; if that is an adapter's, merge the "
         what += "" if what in WRAPPERS.values() else "adapter first"
         return f"has the prefix {prefix!r} before the names of its tensors, which is {what}."
@@ -88,11 +88,11 @@ def missing_words(missing: Sequence[str]) -> str:
     if list(missing) == [HEAD]:
         return (
             f"{count}, {HEAD}; a model that shares its embeddings with its head (the 3B does) has "
-            "tie_word_embeddings set to true in config.json, for another it was not saved"
+            "tie_word_embeddings set to true in config.json; in any other model it was not saved"
         )
     if all("visual." in name for name in missing) and any("blocks.0." in n for n in missing):
         return (
-            f"{count}, all of the vision tower; this is the text part alone, take the vision "
+            f"{count}, all of the vision tower; this is only the text part; take the vision "
             "tower's weights from the base model"
         )
     return f"{count}, {missing[0]} among them; download it again"
@@ -114,7 +114,7 @@ def _other_types(tensors: Mapping[str, StoredTensor]) -> str | None:
         if tensor.dtype not in FLOATS and len(tensor.shape) > 1:
             return (
                 f"has its weights as {tensor.dtype} ({name}), but config.json has no "
-                "quantization_config that says how to read them; take that of the checkpoint."
+                "quantization_config that says how to read them; use the checkpoint's own."
             )
     return None
 
@@ -123,16 +123,16 @@ def _other_sizes(config: Any, tensors: Mapping[str, StoredTensor]) -> str | None
     text = config.text_config
     expected = StoredTensor((text.vocab_size, text.hidden_size), "")
     for name in (*EMBEDDINGS, HEAD):
-        found = tensors.get(name)
-        if found is None or found.shape == expected.shape:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape == expected.shape:
             continue
-        words = f"does not fit its config.json: {name} is {found} in the weight files, and "
-        if len(found.shape) == 2 and found.shape[1] == text.hidden_size:
+        words = f"does not fit its config.json: {name} is {tensor} in the weight files, and "
+        if len(tensor.shape) == 2 and tensor.shape[1] == text.hidden_size:
             return (
                 f"{words}{expected} by the config. The embeddings were resized after the config "
-                f"was saved: set vocab_size to {found.shape[0]} in config.json."
+                f"was saved: set vocab_size to {tensor.shape[0]} in config.json."
             )
-        return f"{words}{expected} by the config, which is of another model."
+        return f"{words}{expected} by the config, which is from another model."
     for what, pattern, count, setting in (
         ("decoder layers", LAYER, text.num_hidden_layers, "num_hidden_layers"),
         ("vision blocks", BLOCK, config.vision_config.depth, "vision_config.depth"),

@@ -101,7 +101,7 @@ def _check_numbers(settings: ModelSettings, model: PreTrainedModel) -> None:
         bad += [name for name, whole in zip(held, fine, strict=True) if not whole]
     if bad:
         raise ModelError(
-            f"{settings.model} has weights that are no numbers (NaN or infinite), in {len(bad)} "
+            f"{settings.model} has weights that are not numbers (NaN or infinite), in {len(bad)} "
             f"tensors, {bad[0]} among them; its training diverged, or a file is damaged."
         )
 

@@ -33,8 +33,8 @@ class Step:
         """
         what = (first, count, device, origin)
         if self._made is None or self._made[0] != what:
-            made = torch.arange(first - origin, first - origin + count, device=device)
-            self._made = (what, made)
+            positions = torch.arange(first - origin, first - origin + count, device=device)
+            self._made = (what, positions)
         return self._made[1]
 
 

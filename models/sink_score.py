@@ -73,7 +73,7 @@ class Norms:
         """Of hidden (..., D); `dims` are indices on its device."""
         size = hidden.shape[-1]
         some = hidden.index_select(-1, dims)
-        if kernels.host_reads_are_free(hidden.device):
+        if kernels.is_on_host(hidden.device):
             peak = some.abs().amax(-1)
         else:  # the same in one kernel, which takes many times as long on a CPU
             peak = torch.linalg.vector_norm(some, float("inf"), dim=-1)
@@ -96,7 +96,7 @@ class Norms:
 def _norm(hidden: Tensor) -> Tensor:
     """(...): L2 norms of hidden (..., D), of float32 squares."""
     size = hidden.shape[-1]
-    if not kernels.host_reads_are_free(hidden.device):  # one kernel, which widens as it reads
+    if not kernels.is_on_host(hidden.device):  # one kernel, which widens as it reads
         if hidden.dtype == torch.float64:
             hidden = hidden.to(torch.float32)
         norm: Tensor = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)

@@ -27,7 +27,7 @@ later tokens see it as well; their norms are the same before and after. The rota
 that attention multiplies are the read-only site `queries_keys`.
 
 Four more sites can be read and not edited. Attention rows are changed by
-`interventions.base.Acting.rows` instead.
+`interventions.base.ActiveIntervention.rows` instead.
 
     rows          softmax weights of the wanted queries, after all changes: float32 (B, H, R, K)
     queries_keys  `QueriesKeys`: rotated queries of a pass, rotated keys of all positions so far
@@ -62,14 +62,14 @@ Site = Literal[ModuleSite, "rows", "queries_keys", "logits", "text_inputs"]
 MODULE_SITES: tuple[str, ...] = get_args(ModuleSite)
 SITES: tuple[str, ...] = get_args(Site)
 WHOLE_MODEL = ("logits", "text_inputs")  # sites of the model, not of a layer
-EVER = 1 << 62  # a position that no run reaches: the end of an open range
+NO_END = 1 << 62  # a position that no run reaches: the end of an open range
 NO_LAYER = -1  # the layer that `see` gets for these
 
 Positions = range | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
-class At:
+class SiteSelection:
     """A site in some layers at some token positions.
 
     Attributes:
@@ -103,7 +103,7 @@ class At:
                 "from 0."
             )
 
-    def here(self, start: int, length: int) -> range | tuple[int, ...]:
+    def positions_in(self, start: int, length: int) -> range | tuple[int, ...]:
         """The requested positions among start .. start + length - 1; may be empty."""
         stop = start + length
         given = self.positions

@@ -36,12 +36,14 @@ def on_disk(settings: ModelSettings) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(settings.model, revision=settings.revision, local_files_only=True)
+        snapshot = snapshot_download(
+            settings.model, revision=settings.revision, local_files_only=True
+        )
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
         raise _no_hub_id(settings.model) from error
-    return Path(found)
+    return Path(snapshot)
 
 
 def may_ask_hub(settings: ModelSettings) -> bool:
@@ -52,7 +54,9 @@ def may_ask_hub(settings: ModelSettings) -> bool:
 
 
 def _no_hub_id(name: str) -> ModelError:
-    return ModelError(f"{name!r} is no valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct.")
+    return ModelError(
+        f"{name!r} is not a valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct."
+    )
 
 
 def _own_folder(settings: ModelSettings) -> Path | None:

@@ -86,8 +86,8 @@ class Projection:
         return bias
 
     def __call__(self, values: Tensor) -> Tensor:
-        made: Tensor = self.module(values)
-        return made
+        output: Tensor = self.module(values)
+        return output
 
 
 @dataclass(frozen=True)
@@ -199,5 +199,5 @@ class TextStack:
             raise ValueError(
                 f"layers has {layer}; this model has layers 0 to {len(self.layers) - 1}."
             )
-        found: nn.Module = self.layers[layer]
-        return found
+        decoder_layer: nn.Module = self.layers[layer]
+        return decoder_layer

@@ -63,7 +63,7 @@ class TextFamily:
     def config_problem(self, config: Any) -> str | None:
         """See `Family`."""
         if getattr(config, "add_cross_attention", False):
-            return "asks for cross-attention (add_cross_attention); allowed: a decoder alone."
+            return "asks for cross-attention (add_cross_attention); allowed: only a decoder."
         kinds = set(getattr(config, "layer_types", None) or ())
         if others := sorted(kinds - {"full_attention", "sliding_attention"}):
             return (
@@ -81,16 +81,16 @@ class TextFamily:
             )
         if seeing := next((n for n in names if any(part in n for part in VISION)), None):
             return (
-                f"has a vision tower in its weight files ({seeing}), but its config.json is that "
-                f"of a text model ({self.name}); take the config.json of the checkpoint."
+                f"has a vision tower in its weight files ({seeing}), but its config.json is "
+                f"from a text model ({self.name}); use the config.json of the checkpoint."
             )
         if quantisation(config) is None:
             for name in names:
                 if tensors[name].dtype not in FLOATS and len(tensors[name].shape) == 2:
                     return (
                         f"has its weights as {tensors[name].dtype} ({name}), but config.json has "
-                        "no quantization_config that says how to read them; take that of the "
-                        "checkpoint."
+                        "no quantization_config that says how to read them; use the "
+                        "checkpoint's own."
                     )
         return None
 
@@ -140,7 +140,7 @@ class TextFamily:
     ) -> PromptInputs:
         """See `Family`."""
         tokenizer = processor.tokenizer
-        ids, said = (chat_ids if request.chat else plain_ids)(tokenizer, request)
+        ids, spans = (chat_ids if request.chat else plain_ids)(tokenizer, request)
         if max(ids) >= config.vocab_size:
             beyond = tokenizer.convert_ids_to_tokens(max(ids))
             raise ValueError(
@@ -155,7 +155,7 @@ class TextFamily:
         input_ids = torch.tensor([ids], dtype=torch.long)
         return PromptInputs(
             tensors={"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
-            layout=PromptLayout(len(ids), _segments(len(ids), said), ()),
+            layout=PromptLayout(len(ids), _segments(len(ids), spans), ()),
             images=(),
             prompt=request.prompt,
             token_ids=tuple(ids),
@@ -179,15 +179,15 @@ class TextFamily:
         """See `Family`: positions follow from the cache."""
 
 
-def _segments(length: int, said: Spans) -> tuple[Segment, ...]:
+def _segments(length: int, spans: Spans) -> tuple[Segment, ...]:
     """Segments that tile the prompt: the spoken texts, and the template around them."""
-    made: list[Segment] = []
-    for start, stop, kind in said:
-        at = made[-1].stop if made else 0
+    segments: list[Segment] = []
+    for start, stop, kind in spans:
+        at = segments[-1].stop if segments else 0
         if start > at:
-            made.append(Segment("template", at, start))
-        made.append(Segment(kind, start, stop))
-    at = made[-1].stop if made else 0
+            segments.append(Segment("template", at, start))
+        segments.append(Segment(kind, start, stop))
+    at = segments[-1].stop if segments else 0
     if at < length:
-        made.append(Segment("template", at, length))
-    return tuple(made)
+        segments.append(Segment("template", at, length))
+    return tuple(segments)

@@ -28,17 +28,17 @@ def plain_ids(
     """
     coded = tokenizer(request.prompt, split_special_tokens=True, return_special_tokens_mask=True)
     ids, put = coded["input_ids"], coded["special_tokens_mask"]
-    own = [index for index, special in enumerate(put) if not special]
-    controls, text = template_tokens(tokenizer), {ids[index] for index in own}
+    text_indices = [index for index, special in enumerate(put) if not special]
+    controls, text = template_tokens(tokenizer), {ids[index] for index in text_indices}
     # Any text may give the unknown token.
     typed = [name for token, name in controls.items() if token in text and name in request.prompt]
     if typed:
         raise ValueError(
             f"The prompt has {typed[0]!r}, which the tokenizer reads as a control token."
         )
-    if not own:
+    if not text_indices:
         raise ValueError("The prompt has no tokens.")
-    return ids, [(own[0], own[-1] + 1, "user")]
+    return ids, [(text_indices[0], text_indices[-1] + 1, "user")]
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, request: PromptRequest) -> tuple[list[int], Spans]:
@@ -61,17 +61,17 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, request: PromptRequest) -> tupl
         if typed := next((token for token in controls if token in text), None):
             raise ValueError(
                 f"A {kind} message has {typed!r}, which is a control token in a conversation; "
-                "leave it out, or give the text alone (chat=False)."
+                "leave it out, or give only the text (chat=False)."
             )
     rendered = render(tokenizer, ChatTemplate(template, plain=True), turns, 0, "", controls)
     coded = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     if not ids:
         raise TemplateError("The model's chat template gives no text.")
-    said: Spans = []
+    spans: Spans = []
     for low, high, kind in rendered.spoken or ():
         inside = [k for k, (start, stop) in enumerate(offsets) if stop > low and start < high]
-        first = max(inside[0], said[-1][1] if said else 0) if inside else 0
+        first = max(inside[0], spans[-1][1] if spans else 0) if inside else 0
         if inside and first <= inside[-1]:
-            said.append((first, inside[-1] + 1, kind))
-    return ids, said
+            spans.append((first, inside[-1] + 1, kind))
+    return ids, spans

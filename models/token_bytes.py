@@ -27,7 +27,7 @@ def split_characters(tokenizer: Any, ids: Sequence[int], texts: Sequence[str]) -
         All tokens of each such group, including the one that completes the character; nothing for a
         group whose bytes are unknown, or for another kind of tokenizer.
     """
-    found: dict[int, str] = {}
+    characters: dict[int, str] = {}
     group: list[int] = []
     for index, text in enumerate(texts):
         group.append(index)
@@ -36,9 +36,9 @@ def split_characters(tokenizer: Any, ids: Sequence[int], texts: Sequence[str]) -
         if len(group) > 1 or text == "" or UNKNOWN in text:
             parts = {k: token_bytes(tokenizer, ids[k]) for k in group}
             if any(_is_part(part) for part in parts.values()):
-                found |= {k: part.hex(" ").upper() for k, part in parts.items() if part}
+                characters |= {k: part.hex(" ").upper() for k, part in parts.items() if part}
         group = []
-    return found
+    return characters
 
 
 def token_bytes(tokenizer: Any, token: int) -> bytes | None:
@@ -47,16 +47,16 @@ def token_bytes(tokenizer: Any, token: int) -> bytes | None:
     piece = convert(int(token)) if convert is not None else None
     if not isinstance(piece, str):
         return None
-    if found := _FALLBACK.match(piece):
-        return bytes.fromhex(found[1])
+    if match := _FALLBACK.match(piece):
+        return bytes.fromhex(match[1])
     table = _bytes_of_letters()
     try:
-        made = bytes(table[letter] for letter in piece)
+        result = bytes(table[letter] for letter in piece)
     except KeyError:
         return None
     # Another kind of tokenizer has pieces with such letters too, which mean themselves.
     alone = tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
-    return made if made.decode("utf-8", "replace") == alone else None
+    return result if result.decode("utf-8", "replace") == alone else None
 
 
 def _is_part(part: bytes | None) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ViewKind = Literal["whole", "tile", "thumbnail"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image
-SEEN = 1e-9  # a cell covered by less counts as not seen: rounding
+LEAST_COVER = 1e-9  # a cell covered by less counts as not seen: rounding
 
 
 @dataclass(frozen=True)
@@ -218,16 +218,16 @@ class ImageGrid:
             own_x, own_y = view.edges()
             across = _overlap(own_x, x, adds_up).to(values.device)  # (columns of the view, of map)
             down = _overlap(own_y, y, adds_up).to(values.device)
-            there = ~part.isnan()
+            present = ~part.isnan()
             spread = down.T @ part.nan_to_num(0.0).double() @ across
-            area = (down > 0).T.double() @ there.double() @ (across > 0).double()
+            area = (down > 0).T.double() @ present.double() @ (across > 0).double()
             if not adds_up:
-                area = down.T @ there.double() @ across
+                area = down.T @ present.double() @ across
             total = spread if total is None else total + spread
             cover = area if cover is None else cover + area
         assert total is not None and cover is not None, "an image has a view"
-        made = total if adds_up else total / cover.clamp_min(SEEN)
-        return made.masked_fill(cover <= SEEN, float("nan")).to(values.dtype)
+        cells = total if adds_up else total / cover.clamp_min(LEAST_COVER)
+        return cells.masked_fill(cover <= LEAST_COVER, float("nan")).to(values.dtype)
 
     def cells_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """The map's cells, row-major and rising, that these vision tokens see most of: for each
@@ -236,11 +236,11 @@ class ImageGrid:
         Args:
             tokens: indices among the image's vision tokens.
         """
-        found: set[int] = set()
+        cells: set[int] = set()
         for token in tokens:
             view, cell = self._cell(token)
             if self.plain:
-                found.add(cell)
+                cells.add(cell)
                 continue
             own_x, own_y = view.edges()
             row, column = divmod(cell, view.columns)
@@ -248,9 +248,9 @@ class ImageGrid:
             shares = np.outer(
                 _shares(y, own_y[row], own_y[row + 1]), _shares(x, own_x[column], own_x[column + 1])
             ).ravel()
-            if shares.max() > SEEN:
-                found.update(np.flatnonzero(shares >= min(0.5, shares.max())).tolist())
-        return tuple(sorted(found))
+            if shares.max() > LEAST_COVER:
+                cells.update(np.flatnonzero(shares >= min(0.5, shares.max())).tolist())
+        return tuple(sorted(cells))
 
     def tokens_of(self, cells: Iterable[int]) -> tuple[int, ...]:
         """The vision tokens that `cells_of` finds in any of these cells, rising; of frames all."""
@@ -307,23 +307,23 @@ def stretches(positions: Iterable[int]) -> list[range]:
     """Rising positions as contiguous ranges, in order."""
     if isinstance(positions, range):
         return [positions] if positions else []
-    made: list[range] = []
+    ranges: list[range] = []
     for position in positions:
-        if made and position == made[-1].stop:
-            made[-1] = range(made[-1].start, position + 1)
+        if ranges and position == ranges[-1].stop:
+            ranges[-1] = range(ranges[-1].start, position + 1)
         else:
-            made.append(range(position, position + 1))
-    return made
+            ranges.append(range(position, position + 1))
+    return ranges
 
 
 def _shares(edges: np.ndarray, low: float, high: float) -> np.ndarray:
     """For each cell between these edges, the share inside [low, high]: float64 (cells)."""
     inside = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
-    made: np.ndarray = np.clip(inside, 0, None) / np.diff(edges)
-    return made
+    shares: np.ndarray = np.clip(inside, 0, None) / np.diff(edges)
+    return shares
 
 
-def _overlap(own: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
+def _overlap(token_edges: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
     """The overlap of a view's cells with the map's along an axis: float64 (of the view, of the
     map).
 
@@ -331,16 +331,17 @@ def _overlap(own: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
     0 for a cell outside); or of each cell of the map, the share that is covered.
     """
     inside = np.clip(
-        np.minimum(own[1:, None], edges[None, 1:]) - np.maximum(own[:-1, None], edges[None, :-1]),
+        np.minimum(token_edges[1:, None], edges[None, 1:])
+        - np.maximum(token_edges[:-1, None], edges[None, :-1]),
         0,
         None,
     )
     if adds_up:
         whole = inside.sum(1, keepdims=True)
-        made = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
+        shares = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
     else:
-        made = inside / np.diff(edges)[None]
-    made[made < SEEN] = 0
+        shares = inside / np.diff(edges)[None]
+    shares[shares < LEAST_COVER] = 0
     import torch
 
-    return torch.from_numpy(made)
+    return torch.from_numpy(shares)

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sinkscope.models.source import ModelError
-from sinkscope.outside import open_regular, read_json
+from sinkscope.untrusted import open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -87,17 +87,17 @@ def weight_files(name: str, source: Path) -> WeightFiles:
     lost = [] if absent else sorted(set(mapped) - set(tensors))
     if lost and single.is_file():
         raise ModelError(
-            f"{name} has {SINGLE} beside {len(shards)} files with an index, and the single file, "
+            f"{name} has {SINGLE} and {len(shards)} files with an index, but the single file, "
             f"which would be read, lacks {len(lost)} tensors of the index, {lost[0]} among them. "
             "Move away the one that is not the model."
         )
     if lost:
         raise ModelError(
-            f"{INDEX} of {name} is not of these weight files: it names {len(lost)} tensors that "
-            f"they do not hold, {lost[0]} among them. Download it again, or take the index of this "
-            "very export."
+            f"{INDEX} of {name} does not belong to these weight files: it names {len(lost)} "
+            f"tensors that they do not hold, {lost[0]} among them. Download it again, or use the "
+            "index that was exported with them."
         )
-    return WeightFiles(tuple(files), tensors, _beside(source, files))
+    return WeightFiles(tuple(files), tensors, _unread_weights(source, files))
 
 
 def _no_adapter(name: str, source: Path) -> None:
@@ -109,8 +109,8 @@ def _no_adapter(name: str, source: Path) -> None:
     complete = (source / SINGLE).is_file() or (source / INDEX).is_file()
     if complete:
         raise ModelError(
-            f"{name} holds the weights of a model and an adapter beside them ({ADAPTER}). If the "
-            "adapter is merged into them, move its files away; else merge the adapter and give the "
+            f"{name} holds the weights of a model and of an adapter ({ADAPTER}). If the "
+            "adapter is merged into them, move its files away; else merge the adapter and use the "
             "merged folder."
         )
     raise ModelError(f"{name} {adapter_words(about)}")
@@ -126,9 +126,10 @@ def adapter_words(about: Path) -> str:
         base, kind = None, "LoRA"
     of = f" of {base}" if isinstance(base, str) and base else ""
     return (
-        f"is an adapter ({kind}){of}, not a model: give it as adapter (--adapter) beside its base "
-        "model, or merge it into that (PeftModel.from_pretrained(base, adapter).merge_and_unload(),"
-        " then save_pretrained with the processor's files) and give the merged folder."
+        f"is an adapter ({kind}){of}, not a model: give it as adapter (--adapter) together with "
+        "its base model, or merge it into that model (PeftModel.from_pretrained(base, adapter)"
+        ".merge_and_unload(), then save_pretrained with the processor's files) and use the merged "
+        "folder."
     )
 
 
@@ -193,43 +194,43 @@ def inner_models(source: Path) -> list[str]:
 _INSTEAD: tuple[tuple[str, str], ...] = (
     (
         r".*-\d{5}-of-\d{5}\.safetensors",
-        f"has weight files in parts ({{found}}), but no {INDEX}, which says what is in them; take "
-        "it from where the files are from.",
+        f"has weight files in parts ({{found}}), but no {INDEX}, which says what is in them; get "
+        "it from the source of the files.",
     ),
     (
         r"consolidated.*",
-        "has its weights as {found}, in the layout of their trainer; only those of transformers "
-        f"are read ({SINGLE}, or parts with {INDEX}).",
+        "has its weights as {found}, in the layout of another library; only "
+        f"transformers' own are read ({SINGLE}, or parts with {INDEX}).",
     ),
     (
         r"adapter_model\.safetensors",
-        "has an adapter's weights alone ({found}): merge the adapter into its base model and give "
+        "has only an adapter's weights ({found}): merge the adapter into its base model and use "
         "the merged folder.",
     ),
     (
         r".*\.safetensors",
-        f"has no {SINGLE} and no {INDEX}; {{found}} is not read, for nothing says that it is the "
-        f"model. If it is, rename it to {SINGLE}.",
+        f"has no {SINGLE} and no {INDEX}; {{found}} is not read, because nothing says that it is "
+        f"the model. If it is, rename it to {SINGLE}.",
     ),
     (
         r".*\.gguf",
-        "has no .safetensors weights, only {found}, which is for llama.cpp; take the checkpoint "
+        "has no .safetensors weights, only {found}, which is for llama.cpp; use the checkpoint "
         "that it was made from.",
     ),
     (
         r"global_step\d+|zero_to_fp32\.py|mp_rank_\d+.*|.*_zero_.*\.pt",
-        "has no .safetensors weights, but those of a DeepSpeed training ({found}); gather them "
+        "has no .safetensors weights, only those of a DeepSpeed training ({found}); gather them "
         "first: python zero_to_fp32.py . . --safe_serialization",
     ),
     (
         r".*\.distcp|pytorch_model_fsdp.*|.*_fsdp_.*",
-        "has no .safetensors weights, but the parts of an FSDP training ({found}); merge them "
+        "has no .safetensors weights, only the parts of an FSDP training ({found}); merge them "
         "first: accelerate merge-weights",
     ),
     (
         r".*\.(bin|pth|pt|ckpt|msgpack|h5)",
-        "has no .safetensors weights; other formats ({found}) are not read, for safety. Load it "
-        "with transformers where you trust it, and save it again with save_pretrained.",
+        "has no .safetensors weights; other formats ({found}) are not read, for safety. If you "
+        "trust it, load it with transformers and save it again with save_pretrained.",
     ),
 )
 
@@ -238,20 +239,18 @@ def _why_none(source: Path) -> str:
     """Why a folder has no weights, from its content."""
     names = sorted(path.name for path in source.iterdir())
     for pattern, words in _INSTEAD:
-        if found := next((name for name in names if re.fullmatch(pattern, name)), None):
-            return words.format(found=found)
+        if name_found := next((name for name in names if re.fullmatch(pattern, name)), None):
+            return words.format(found=name_found)
     if inner := inner_models(source):
-        return (
-            f"has no .safetensors weights; there is a model in its folder {inner[-1]}: give that."
-        )
+        return f"has no .safetensors weights; there is a model in its folder {inner[-1]}; use that."
     return "has no .safetensors weights; other formats are not read, for safety."
 
 
-def _beside(source: Path, files: list[Path]) -> str:
+def _unread_weights(source: Path, files: list[Path]) -> str:
     """A sentence on weight files that are not read."""
     others = sorted(path.name for path in source.glob("*.safetensors") if path not in files)
     if not others:
         return ""
     some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     read = files[0].name if len(files) == 1 else f"the {len(files)} files of {INDEX}"
-    return f"The weights are those of {read}; beside them, not read: {some}."
+    return f"The weights come from {read}; not read: {some}."

@@ -1,7 +1,7 @@
 """Conversations, in the layouts of LLaVA, ShareGPT, OpenAI and ms-swift: one pair is asked.
 
 The pair is the first whose question shows an image (by a mark in its text or a part of its
-content), or the first of all where no image is placed. Earlier turns are its history; later turns
+content), or the first of all if no image is placed. Earlier turns are its history; later turns
 are counted. An image mark gives an image's position and is never text: images are shown before the
 text, as in LLaVA's own training, and a mark after words is noted.
 """
@@ -36,20 +36,20 @@ class _Pair:
     asked: str
     images: tuple[Reference, ...] = ()
     marks: int = 0
-    behind_words: bool = False
+    image_after_text: bool = False
     answered: str | None = None
     stop: int = 0  # index of its last turn
 
 
 @dataclass(slots=True)
-class Asked:
+class ParsedQuestion:
     """The question of a row.
 
     Attributes:
         question, answer, choices, system, history, later_turns: as in `records.record.Record`.
         images: those inside the conversation.
         marks: number of the row's own images that the question refers to; may be 0.
-        behind_words: whether an image stands behind text.
+        image_after_text: whether an image stands behind text.
         caption: whether the answer is a caption, which answers the question asked of all images.
     """
 
@@ -61,25 +61,27 @@ class Asked:
     later_turns: int = 0
     images: tuple[Reference, ...] = ()
     marks: int = 0
-    behind_words: bool = False
+    image_after_text: bool = False
     caption: bool = False
 
 
-def plain_question(text: str) -> Asked:
+def plain_question(text: str) -> ParsedQuestion:
     """A question's text without its image marks. A numbered mark, `<image 2>`, becomes the words
     "image 2", because it refers to that image."""
     text = clean(text)
     if "<" not in text:
-        return Asked(text.strip() or None)
+        return ParsedQuestion(text.strip() or None)
     if text.count("<") == 1 and text.startswith("<image>"):  # nearly all texts
-        return Asked(text[7:].strip() or None, marks=1)
+        return ParsedQuestion(text[7:].strip() or None, marks=1)
     text = _NUMBERED_MARK.sub(r"image \1", text)
     pieces = MARK.split(text)
-    behind_words = len(pieces) > 1 and bool(pieces[0].strip())
-    return Asked(_joined(pieces) or None, marks=len(pieces) - 1, behind_words=behind_words)
+    image_after_text = len(pieces) > 1 and bool(pieces[0].strip())
+    return ParsedQuestion(
+        _joined(pieces) or None, marks=len(pieces) - 1, image_after_text=image_after_text
+    )
 
 
-def conversation(turns: Sequence[Any], key: str) -> Asked | None:
+def conversation(turns: Sequence[Any], key: str) -> ParsedQuestion | None:
     """The pair of a list of messages that is asked; None if there is no question.
 
     Args:
@@ -101,7 +103,7 @@ def conversation(turns: Sequence[Any], key: str) -> Asked | None:
         return None
     index = len(pairs) - 1 if pairs[-1].images or pairs[-1].marks else 0
     pair = pairs[index]
-    return Asked(
+    return ParsedQuestion(
         question=pair.asked or None,
         answer=pair.answered,
         system="\n".join(system) or None,
@@ -109,7 +111,7 @@ def conversation(turns: Sequence[Any], key: str) -> Asked | None:
         later_turns=_questions(turns[pair.stop :]),
         images=pair.images,
         marks=pair.marks,
-        behind_words=pair.behind_words,
+        image_after_text=pair.image_after_text,
     )
 
 
@@ -122,16 +124,18 @@ def history_of(turns: Any, key: str = "history") -> tuple[tuple[str, str], ...]:
     if turns is None:
         return ()
     if not isinstance(turns, list):
-        raise RecordError(f"has {key} that is no list: {shown(turns)}; allowed: [question, answer]")
-    made = []
+        raise RecordError(
+            f"has {key} that is not a list: {shown(turns)}; allowed: [question, answer]"
+        )
+    history = []
     if all(isinstance(turn, list) for turn in turns):
         for turn in turns:
             if len(turn) != 2 or not all(isinstance(t, str) and t.strip() for t in turn):
                 raise RecordError(
                     f"has {key} with {shown(turn)}; allowed: [question, answer], both texts"
                 )
-            made.append((plain_question(turn[0]).question or "", clean(turn[1])))
-        return tuple(made)
+            history.append((plain_question(turn[0]).question or "", clean(turn[1])))
+        return tuple(history)
     return tuple(_said_before(list(_pairs(turns, key, [])), key))
 
 
@@ -181,13 +185,15 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
         yield pair
 
 
-def _add_question(pair: _Pair, said: _Content) -> None:
-    asked = plain_question(said.text)
-    shows = bool(said.images or said.marks or asked.marks)
-    pair.behind_words |= said.behind_words or asked.behind_words or (shows and bool(pair.asked))
+def _add_question(pair: _Pair, content: _Content) -> None:
+    asked = plain_question(content.text)
+    shows = bool(content.images or content.marks or asked.marks)
+    pair.image_after_text |= (
+        content.image_after_text or asked.image_after_text or (shows and bool(pair.asked))
+    )
     pair.asked = "\n".join(filter(None, (pair.asked, asked.question)))
-    pair.images += said.images
-    pair.marks += said.marks + asked.marks
+    pair.images += content.images
+    pair.marks += content.marks + asked.marks
 
 
 def _questions(turns: Sequence[Any]) -> int:
@@ -221,7 +227,7 @@ class _Content:
     text: str
     images: tuple[Reference, ...] = ()
     marks: int = 0
-    behind_words: bool = False
+    image_after_text: bool = False
 
 
 def _content(content: Any, key: str) -> _Content:
@@ -231,19 +237,19 @@ def _content(content: Any, key: str) -> _Content:
     if isinstance(content, str):
         return _Content(clean(content))
     parts = content if isinstance(content, list) else [content]
-    made, words = _Content(""), list[str]()
+    result, words = _Content(""), list[str]()
     for part in parts:
         if isinstance(part, str):
             words.append(clean(part))
         elif isinstance(part, dict):
-            _add_part(made, words, part, key)
+            _add_part(result, words, part, key)
         else:
             raise RecordError(f"has {key} with content {shown(part)}; allowed: texts and images")
-    made.text = "\n".join(words)
-    return made
+    result.text = "\n".join(words)
+    return result
 
 
-def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: str) -> None:
+def _add_part(content: _Content, words: list[str], part: Mapping[str, Any], key: str) -> None:
     kind = part.get("type") or next((k for k in ("text", *_IMAGE_PARTS) if k in part), None)
     if kind in _TEXT_PARTS:
         text = part.get("text", part.get("content"))
@@ -251,14 +257,14 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
             raise RecordError(f"has {key} with a part of text that has none: {shown(part)}")
         words.append(clean(text))
     elif kind in _IMAGE_PARTS:
-        made.behind_words |= any(word.strip() for word in words)
+        content.image_after_text |= any(word.strip() for word in words)
         names = ("image_url", "image", "url", "path", "bytes", "data", "source")
         name = next((n for n in names if part.get(n) is not None), None)
         if name is None:
-            made.marks += 1  # refers to the next of the row's own images
+            content.marks += 1  # refers to the next of the row's own images
         else:
             value = {name: part[name]} if name in names[4:] else part[name]
-            made.images += references_in(value, f"the image of {key}")
+            content.images += references_in(value, f"the image of {key}")
     else:
         raise RecordError(
             f"has {key} with a part of type {shown(kind)}; allowed: text, image, image_url, "
@@ -268,14 +274,14 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
 
 def _joined(pieces: Sequence[str]) -> str:
     """The pieces of a text between its marks, with one line break or one space for each mark."""
-    made: list[str] = []
+    joined: list[str] = []
     space = ""
     for piece in pieces:
         words = piece.strip()
         space += piece[: len(piece) - len(piece.lstrip())] if words else piece
         if words:
-            if made:
-                made.append("\n" if "\n" in space else " ")
-            made.append(words)
+            if joined:
+                joined.append("\n" if "\n" in space else " ")
+            joined.append(words)
             space = piece[len(piece.rstrip()) :]
-    return "".join(made)
+    return "".join(joined)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinkscope.records.conversation import (
-    Asked,
+    ParsedQuestion,
     conversation,
     history_of,
     messages_in,
@@ -45,17 +45,17 @@ class Format:
     name: str
     keys: str
     example: str
-    read: Callable[[Mapping[str, Any]], Asked | None]
+    read: Callable[[Mapping[str, Any]], ParsedQuestion | None]
 
 
-def _conversations(row: Mapping[str, Any]) -> Asked | None:
+def _conversations(row: Mapping[str, Any]) -> ParsedQuestion | None:
     for key in ("conversations", "conversation"):
         if isinstance(turns := row.get(key), list):
             return _answered(conversation(turns, key), row, _BESIDE_CONVERSATIONS)
     return None
 
 
-def _messages(row: Mapping[str, Any]) -> Asked | None:
+def _messages(row: Mapping[str, Any]) -> ParsedQuestion | None:
     for key in _MESSAGE_KEYS:
         if (turns := messages_in(row, key)) is not None:
             keys = (*_BESIDE_CONVERSATIONS, "completion", "output", "response")
@@ -63,12 +63,12 @@ def _messages(row: Mapping[str, Any]) -> Asked | None:
     return None
 
 
-def _texts(row: Mapping[str, Any]) -> Asked | None:
+def _texts(row: Mapping[str, Any]) -> ParsedQuestion | None:
     turns = messages_in(row, "texts")
     return None if turns is None else conversation(turns, "texts")
 
 
-def _instruction(row: Mapping[str, Any]) -> Asked | None:
+def _instruction(row: Mapping[str, Any]) -> ParsedQuestion | None:
     if (instruction := text_of(row, "instruction")) is None:
         return None
     keys = ("input", "inputs", "question", "query")
@@ -76,20 +76,20 @@ def _instruction(row: Mapping[str, Any]) -> Asked | None:
     return _with_history(plain_question(text), row, _OF_INSTRUCTION)
 
 
-def _query(row: Mapping[str, Any]) -> Asked | None:
+def _query(row: Mapping[str, Any]) -> ParsedQuestion | None:
     if (text := text_of(row, "query")) is None or not ({"response", "history"} & row.keys()):
         return None
     return _with_history(plain_question(text), row, _OF_QUERY)
 
 
-def _choices(row: Mapping[str, Any]) -> Asked | None:
+def _choices(row: Mapping[str, Any]) -> ParsedQuestion | None:
     choices = choices_of(row)
     if not choices or (asked := _question(row)) is None:
         return None
     return dataclasses.replace(asked, choices=choices, answer=answer_of(row, choices))
 
 
-def _question(row: Mapping[str, Any]) -> Asked | None:
+def _question(row: Mapping[str, Any]) -> ParsedQuestion | None:
     for key in QUESTION_KEYS:
         if key == "text" and "file_name" in row and not _has_answer(row):
             return None  # the text of an image folder's metadata is a caption
@@ -103,10 +103,10 @@ def _question(row: Mapping[str, Any]) -> Asked | None:
     return None
 
 
-def _caption(row: Mapping[str, Any]) -> Asked | None:
+def _caption(row: Mapping[str, Any]) -> ParsedQuestion | None:
     keys = (*CAPTION_KEYS, "text") if "file_name" in row else CAPTION_KEYS
     answer = answer_of(row, keys=keys)
-    return None if answer is None else Asked(None, answer=answer, caption=True)
+    return None if answer is None else ParsedQuestion(None, answer=answer, caption=True)
 
 
 FORMATS: tuple[Format, ...] = (
@@ -184,7 +184,10 @@ def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Recor
         RecordError: a key has an invalid value; the text names it.
     """
     row = plain(raw)
-    asked = next((found for one in FORMATS if (found := one.read(row)) is not None), Asked(None))
+    asked = next(
+        (question for one in FORMATS if (question := one.read(row)) is not None),
+        ParsedQuestion(None),
+    )
     images = asked.images or references(row)
     if not images:
         return None
@@ -206,7 +209,7 @@ def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Recor
         system=asked.system or text_of(row, "system"),
         history=asked.history,
         later_turns=asked.later_turns,
-        image_behind_words=asked.behind_words,
+        image_after_text=asked.image_after_text,
         caption=asked.caption,
         id=_id(row),
         number=number,
@@ -215,14 +218,18 @@ def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Recor
     )
 
 
-def _answered(asked: Asked | None, row: Mapping[str, Any], keys: tuple[str, ...]) -> Asked | None:
+def _answered(
+    asked: ParsedQuestion | None, row: Mapping[str, Any], keys: tuple[str, ...]
+) -> ParsedQuestion | None:
     """With the answer given outside a conversation, if the conversation has none."""
     if asked is None or asked.answer is not None:
         return asked
     return dataclasses.replace(asked, answer=answer_of(row, keys=keys))
 
 
-def _with_history(asked: Asked, row: Mapping[str, Any], keys: tuple[str, ...]) -> Asked:
+def _with_history(
+    asked: ParsedQuestion, row: Mapping[str, Any], keys: tuple[str, ...]
+) -> ParsedQuestion:
     history = history_of(row.get("history"))
     return dataclasses.replace(asked, history=history, answer=answer_of(row, keys=keys))
 

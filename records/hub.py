@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sinkscope.records.pictures import OnHub
+from sinkscope.records.pictures import HubPictures
 from sinkscope.records.sources import Rows, Source
 from sinkscope.records.tables import with_labels
 
@@ -77,11 +77,11 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
     options: dict[str, Any] = {"split": named.split, "streaming": True}
     if named.revision is not None:
         options["revision"] = named.revision
-    own = () if named.configuration is None else (named.configuration,)
+    configurations = () if named.configuration is None else (named.configuration,)
 
     def rows() -> Rows:
         try:
-            stream = datasets.load_dataset(named.dataset, *own, **options)
+            stream = datasets.load_dataset(named.dataset, *configurations, **options)
             labels = _labels(stream)
             # Undecoded: our limits apply, and an unreadable image is skipped without ending a run.
             stream = stream.decode(False)
@@ -100,7 +100,7 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
             yield number, with_labels(dict(row), labels)
 
     cache = getattr(getattr(datasets, "config", None), "HF_CACHE_HOME", None)
-    pictures = OnHub(None if cache is None else Path(cache))
+    pictures = HubPictures(None if cache is None else Path(cache))
     return Source(
         source, "row", rows, pictures, lambda number: f"a row of {source}", whole=count is None
     )

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sinkscope.outside import open_regular
 from sinkscope.records.text import (
     LONGEST,
     Damaged,
@@ -22,6 +21,7 @@ from sinkscope.records.text import (
     lines_or_damage,
     without_mark,
 )
+from sinkscope.untrusted import open_regular
 
 # Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
 HOLDERS = (
@@ -95,7 +95,7 @@ def _has_lines(head: bytes, name: str) -> bool:
     if Path(name).suffix.lower() in (".jsonl", ".ndjson"):
         return True
     if start and start[:1] != b"{":
-        raise ValueError(f"The data {name} is no JSON: it begins with {start[:20]!r}.")
+        raise ValueError(f"The data {name} is not JSON: it begins with {start[:20]!r}.")
     first, line_break, rest = start.partition(b"\n")
     if line_break and rest.strip():
         return _is_object(first)
@@ -116,7 +116,7 @@ def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             except TooManyValuesError as error:
                 yield number, Damaged(str(error))
             except (ValueError, RecursionError) as error:
-                yield number, Damaged(f"{where} is no JSON: {_why(error)}.")
+                yield number, Damaged(f"{where} is not JSON: {_why(error)}.")
 
 
 def _of_values(values: _Values) -> Iterator[tuple[int, Any]]:
@@ -185,7 +185,7 @@ class _Values:
         return self._text[self._at : self._at + _HEAD]
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is not a space; empty at the end."""
         while True:
             self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -195,9 +195,9 @@ class _Values:
             self._more(_CHUNK)
 
     def expect(self, sign: str, what: str) -> None:
-        if (there := self.peek()) != sign:
-            wrong = f"{there!r} stands" if there else "the file ends"
-            raise ValueError(f"{what} of {self._name} is no JSON: {wrong} where {sign!r} should.")
+        if (character := self.peek()) != sign:
+            wrong = f"{character!r} stands" if character else "the file ends"
+            raise ValueError(f"{what} of {self._name} is not JSON: {wrong} where {sign!r} should.")
         self._at += 1
 
     def value(self, what: str) -> Any:
@@ -211,9 +211,9 @@ class _Values:
                 reached = error.pos >= len(self._text.rstrip()) - _CUT_OFF
                 cut = reached or "Unterminated" in error.msg
                 if self._over or not cut:
-                    raise ValueError(f"{what} of {self._name} is no JSON: {error.msg}.") from error
+                    raise ValueError(f"{what} of {self._name} is not JSON: {error.msg}.") from error
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{what} of {self._name} is no JSON: {_why(error)}.") from error
+                raise ValueError(f"{what} of {self._name} is not JSON: {_why(error)}.") from error
             else:
                 check_values(self._text[self._at : end], f"{what} of {self._name}")
                 if end < len(self._text) or self._over:  # a number may go on after the buffer
@@ -229,8 +229,8 @@ class _Values:
             size *= 2  # a value is parsed again each time: a few times, however long it is
 
     def end(self) -> None:
-        if there := self.peek():
-            raise ValueError(f"The data {self._name} goes on with {there!r} behind its end.")
+        if character := self.peek():
+            raise ValueError(f"The data {self._name} goes on with {character!r} behind its end.")
 
     def _more(self, size: int) -> None:
         data = self._file.read(size)
@@ -241,20 +241,20 @@ class _Values:
             text = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"The data {self._name} is no UTF-8 text, about {self._read / 1e6:.1f} MB from its "
-                "beginning; save the file as UTF-8."
+                f"The data {self._name} is not UTF-8 text, about {self._read / 1e6:.1f} MB from "
+                "its beginning; save the file as UTF-8."
             ) from error
         self._text, self._at = self._text[self._at :] + text, 0
         self._over = not data
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
         raise ValueError(f"an object has the key {twice[:40]!r} twice")
-    return made
+    return mapping
 
 
 def _why(error: Exception) -> str:

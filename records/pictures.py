@@ -68,7 +68,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Beside:
+class FolderPictures:
     """Files of this machine.
 
     Attributes:
@@ -87,7 +87,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class UploadedPictures:
     """Files that came with the upload, by the last part of their name; no path is ever followed."""
 
     files: Mapping[str, Path | None]
@@ -103,7 +103,7 @@ class Uploaded:
 
 
 @dataclass(frozen=True)
-class OnHub:
+class HubPictures:
     """Files of a hub dataset: its library names them by `hf://` addresses, or in its own cache.
     The dataset's author chose the names, so nothing else is opened.
 
@@ -125,7 +125,7 @@ class OnHub:
             return Path(name)
         raise ImageError(
             f"The image {shown(name)} is a name and no picture; the dataset has to hold its "
-            "images. Download it and give its file, with the images beside it."
+            "images. Download it and give its file, with the images next to it."
         )
 
 
@@ -139,13 +139,13 @@ def references(row: Mapping[str, Any]) -> tuple[Reference, ...]:
         RecordError: an image key holds something else, a URL, or too many.
     """
     for key in IMAGE_KEYS:
-        if key in row and (found := references_in(row[key], key)):
-            return found
+        if key in row and (images := references_in(row[key], key)):
+            return images
     numbered = {int(match[1]): key for key in row if (match := _NUMBERED.fullmatch(key))}
     keys = [key for _, key in sorted(numbered.items())] or [k for k in row if _NAMED.fullmatch(k)]
-    found = tuple(image for key in keys for image in references_in(row[key], key))
-    _check_count(len(found))
-    return found
+    images = tuple(image for key in keys for image in references_in(row[key], key))
+    _check_count(len(images))
+    return images
 
 
 def references_in(value: Any, key: str) -> tuple[Reference, ...]:
@@ -170,13 +170,13 @@ def picture(reference: Reference, pictures: Pictures, most_bytes: int) -> Path |
         OSError: a hub cannot be reached.
     """
     value = reference.value
-    if reference.kind == "bytes":
+    if reference.encoding == "bytes":
         assert isinstance(value, bytes)
         return value
     assert isinstance(value, str)
-    if reference.kind == "base64":
+    if reference.encoding == "base64":
         return _decoded(value, most_bytes)
-    if reference.kind == "row":
+    if reference.encoding == "row":
         raise ImageError(f"The image is that of the row {shown(value)}, which has none.")
     if value.startswith("file://"):
         value = unquote(urlsplit(value).path)

@@ -54,8 +54,8 @@ class Survey:
         rows: how many there are.
         used: how many can be asked.
         no_image, no_question, faulty: rows left out.
-        ours: rows that are asked the default question.
-        behind_words: rows that place an image after text.
+        default_question: rows that are asked the default question.
+        image_after_text: rows that place an image after text.
         later_turns: rows with further turns, which are not asked.
         keys: of the rows left out, in the order met.
     """
@@ -65,8 +65,8 @@ class Survey:
     no_image: Tally = field(default_factory=Tally)
     no_question: Tally = field(default_factory=Tally)
     faulty: Tally = field(default_factory=Tally)
-    ours: Tally = field(default_factory=Tally)
-    behind_words: Tally = field(default_factory=Tally)
+    default_question: Tally = field(default_factory=Tally)
+    image_after_text: Tally = field(default_factory=Tally)
     later_turns: Tally = field(default_factory=Tally)
     keys: dict[str, None] = field(default_factory=dict)
 
@@ -102,23 +102,26 @@ class Survey:
     def notes(self, source: Source, prompt: str) -> tuple[str, ...]:
         """Notes for the user about the rows, one sentence each."""
         unit, of = source.unit, "" if not source.whole else f" of {self.rows}"
-        made = list(source.notes)
+        lines = list(source.notes)
 
         def say(tally: Tally, words: str) -> None:
             if tally.count:
                 units = plural(unit, tally.count if not of else self.rows)
-                made.append(f"{tally.count}{of} {units} {words} {tally.places(unit)}.")
+                lines.append(f"{tally.count}{of} {units} {words} {tally.places(unit)}.")
 
         say(self.no_image, "have no image and were skipped")
         say(self.no_question, "have no question and were skipped")
         if self.faulty.count:
             say(self.faulty, "cannot be read and were skipped")
-            made[-1] += f" {self.faulty.reason}"
-        if self.ours.count and self.ours.count < self.used:
-            say(self.ours, f"have no question of their own and are asked {shown(prompt)}")
-        say(self.behind_words, "place an image behind words; it is shown before them")
+            lines[-1] += f" {self.faulty.reason}"
+        if self.default_question.count and self.default_question.count < self.used:
+            say(
+                self.default_question,
+                f"have no question of their own and are asked {shown(prompt)}",
+            )
+        say(self.image_after_text, "place an image behind words; it is shown before them")
         say(self.later_turns, "are conversations whose later turns are not asked")
-        return tuple(made)
+        return tuple(lines)
 
     def _others(self, but: Tally) -> str:
         others = ((self.no_image, "Without an image"), (self.faulty, "Cannot be read"))
@@ -154,7 +157,7 @@ def records_of(
         seen.rows += 1
         if not isinstance(row, dict):
             raise ValueError(
-                f"{_sentence(source.place(number), source)} is no JSON object: {shown(row)}."
+                f"{_sentence(source.place(number), source)} is not JSON object: {shown(row)}."
             )
         try:
             record = record_of(row, number, source.place(number))
@@ -168,9 +171,9 @@ def records_of(
             if prompt is None and not record.caption and _has_words(row):
                 seen.lacks(seen.no_question, number, row)
                 continue
-            seen.ours.add(number)
-        if record.image_behind_words:
-            seen.behind_words.add(number)
+            seen.default_question.add(number)
+        if record.image_after_text:
+            seen.image_after_text.add(number)
         if record.later_turns:
             seen.later_turns.add(number)
         seen.used += 1

@@ -19,12 +19,12 @@ class Reference(NamedTuple):
     """How a row names one picture.
 
     Attributes:
-        kind: `file`: a path; `base64`: base64 text or a data URI; `bytes`: a file's bytes; `row`:
-            the index of another row of the same table, which has the picture.
+        encoding: `file`: a path; `base64`: base64 text or a data URI; `bytes`: a file's bytes;
+            `row`: the index of another row of the same table, which has the picture.
         value: see there.
     """
 
-    kind: Literal["file", "base64", "bytes", "row"]
+    encoding: Literal["file", "base64", "bytes", "row"]
     value: str | bytes
 
 
@@ -39,7 +39,7 @@ class Record(NamedTuple):
         system: the system message.
         history: earlier turns, (what was asked, what was answered).
         later_turns: how many turns of the conversation come after this one.
-        image_behind_words: whether the row places an image after text; images are shown first.
+        image_after_text: whether the row places an image after text; images are shown first.
         caption: whether the answer is a caption, which answers the question asked of all images.
         id: the row's own name, or None.
         number: which row of its source, from 1.
@@ -54,7 +54,7 @@ class Record(NamedTuple):
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()
     later_turns: int = 0
-    image_behind_words: bool = False
+    image_after_text: bool = False
     caption: bool = False
     id: str | None = None
     number: int = 0
@@ -71,12 +71,12 @@ class Record(NamedTuple):
         """The content that identifies the record: image names, question, answer; not its id or
         position. An image without a question is identified only by its name."""
         names = [image_name(image) for image in self.images]
-        said = [self.prompt(), self.answer, self.system]
-        if len(names) == 1 and said == [None, None, None]:
+        parts = [self.prompt(), self.answer, self.system]
+        if len(names) == 1 and parts == [None, None, None]:
             return names[0]
-        said += [text for turn in self.history for text in turn]
+        parts += [text for turn in self.history for text in turn]
         # With their lengths, so that no two rows run together into the same text.
-        return "".join(f"{-1 if s is None else len(s)}:{s};" for s in (*names, "", *said))
+        return "".join(f"{-1 if s is None else len(s)}:{s};" for s in (*names, "", *parts))
 
     def name(self) -> str:
         """The id, or one made of the content."""
@@ -92,7 +92,7 @@ class Record(NamedTuple):
 
 def image_name(image: Reference) -> str:
     """The path of an image file, else a hash of the row's value."""
-    if image.kind == "file" and isinstance(image.value, str):
+    if image.encoding == "file" and isinstance(image.value, str):
         return image.value
     data = image.value.encode() if isinstance(image.value, str) else image.value
     return sha256(data)[:16]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.records.json_files import json_rows, json_unit
-from sinkscope.records.pictures import Beside, Pictures
+from sinkscope.records.pictures import FolderPictures, Pictures
 from sinkscope.records.tables import csv_rows, parquet_rows
 
 Rows = Iterator[tuple[int, Any]]
@@ -140,20 +140,20 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
         ValueError: it holds neither images nor metadata.
     """
     folder = folder.absolute()  # a cluster worker may start in another folder
-    found = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
-    tables = _metadata(found)
+    paths = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
+    tables = _metadata(paths)
     below = tuple(table.parent for table in tables)
-    pictures = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+    pictures = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     with_metadata = {path for path in pictures if any(path.is_relative_to(top) for top in below)}
     plain = [path.relative_to(folder).as_posix() for path in pictures if path not in with_metadata]
     if not plain and not tables:
-        raise ValueError(_no_images(folder, found))
+        raise ValueError(_no_images(folder, paths))
     offsets = [table.relative_to(folder) for table in tables]
 
     def rows() -> Rows:
         number = 0
         for table, offset in zip(tables, offsets, strict=True):
-            for _, row in file_source(table, Beside(table.parent)).rows():
+            for _, row in file_source(table, FolderPictures(table.parent)).rows():
                 number += 1
                 yield number, _moved(row, offset.parent) if images is None else row
         for name in plain:
@@ -170,17 +170,17 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
         str(folder),
         "row" if tables else "image",
         rows,
-        Beside(images or folder, inside=bool(tables) and images is None),
+        FolderPictures(images or folder, inside=bool(tables) and images is None),
         place,
         notes=_left_out(rows(), with_metadata, folder) if with_metadata and images is None else (),
     )
 
 
-def _metadata(found: list[Path]) -> list[Path]:
+def _metadata(paths: list[Path]) -> list[Path]:
     """Metadata files; of two in one folder, the first of `METADATA`."""
     by_folder: dict[Path, Path] = {}
     for name in METADATA:
-        for path in found:
+        for path in paths:
             if path.name == name and path.is_file():
                 by_folder.setdefault(path.parent, path)
     return [path for _, path in sorted(by_folder.items())]
@@ -193,7 +193,7 @@ def _left_out(rows: Rows, with_metadata: set[Path], folder: Path) -> tuple[str, 
     }
     if not (count := len(with_metadata - named)):
         return ()
-    return (f"{count} images are not in the metadata beside them and were left out.",)
+    return (f"{count} images are not in the metadata of their folder and were left out.",)
 
 
 def _file_names(row: Any) -> Iterator[str]:
@@ -206,19 +206,19 @@ def _moved(row: Any, below: Path) -> Any:
     """The row with its file names relative to the whole folder."""
     if not isinstance(row, Mapping) or below == Path():
         return row
-    made = dict(row)
+    moved = dict(row)
     for key, value in row.items():
         if key.endswith(("file_name", "file_names")):
             if isinstance(value, str):
-                made[key] = (below / value).as_posix()
+                moved[key] = (below / value).as_posix()
             elif isinstance(value, list):
-                made[key] = [(below / v).as_posix() if isinstance(v, str) else v for v in value]
-    return made
+                moved[key] = [(below / v).as_posix() if isinstance(v, str) else v for v in value]
+    return moved
 
 
-def _no_images(folder: Path, found: list[Path]) -> str:
+def _no_images(folder: Path, paths: list[Path]) -> str:
     tables = [
-        path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in ALL_SUFFIXES
+        path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in ALL_SUFFIXES
     ]
     more = f"; give one of its files instead: {', '.join(tables[:5])}" if tables else ""
     return f"{folder} has no images{more}."

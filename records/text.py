@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sinkscope.outside import Bounds, OutsideError, check_json, open_regular
+from sinkscope.untrusted import Bounds, UntrustedFileError, check_json, open_regular
 
 # A record in memory: the largest image allowed, as base64, and some words.
 LONGEST = 128 * 2**20
@@ -62,7 +62,7 @@ def lines_or_damage(path: Path, name: str) -> Iterator[tuple[int, str | Damaged]
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:
-                    what = f"is no UTF-8 text (its byte {error.start}); save the file as UTF-8."
+                    what = f"is not UTF-8 text (its byte {error.start}); save the file as UTF-8."
                     yield number, Damaged(f"{where} {what}")
                     continue
                 yield number, text
@@ -88,7 +88,7 @@ def check_values(text: str, what: str) -> None:
     """
     try:
         check_json(text, Bounds(values=MOST_VALUES))
-    except OutsideError as error:
+    except UntrustedFileError as error:
         raise TooManyValuesError(f"{what} cannot be read: {error}.") from error
 
 

@@ -38,7 +38,7 @@ _ANSWER_TYPES = "a text, a number, true or false, or a list of these"
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with keys in lower case (except single letters, which name choices) and without empty
     values: null, NaN, empty texts and lists."""
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in row.items():
         if not value and (value is None or value == "" or value == []):
             continue
@@ -48,8 +48,8 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
         if " " in name:
             name = name.strip().replace(" ", "_")
         if name == key or name not in row:
-            made[name] = value
-    return made
+            values[name] = value
+    return values
 
 
 def clean(text: str) -> str:
@@ -71,7 +71,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise RecordError(f"has {key} that is no text: {shown(value)}; allowed: a text")
+        raise RecordError(f"has {key} that is not text: {shown(value)}; allowed: a text")
     return clean(value) if value.strip() else None
 
 
@@ -97,8 +97,8 @@ def answer_of(
     is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices)
     if is_index and not all(_is_number(text) for _, text in choices):
         return str(choices[value][0])
-    said = _said(value, known)
-    return clean(said) if said is not None and said.strip() else None
+    texts = _answer_text(value, known)
+    return clean(texts) if texts is not None and texts.strip() else None
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -152,17 +152,17 @@ def shown(value: Any) -> str:
 
 def _lettered(letter: str, text: str) -> tuple[str, str]:
     """A choice without its own letter: `(A) red` becomes `red`."""
-    own = _LETTERED.match(text)
-    if own is not None and (own[1] or own[2]).upper() == letter:
-        return letter, text[own.end() :]
+    match = _LETTERED.match(text)
+    if match is not None and (match[1] or match[2]).upper() == letter:
+        return letter, text[match.end() :]
     return letter, text
 
 
-def _said(value: Any, key: str) -> str | None:
+def _answer_text(value: Any, key: str) -> str | None:
     """An answer as text; None if empty."""
     if isinstance(value, list):
-        said = [one for one in (_one(entry, key) for entry in value) if one and one.strip()]
-        return Counter(said).most_common(1)[0][0] if said else None
+        texts = [one for one in (_one(entry, key) for entry in value) if one and one.strip()]
+        return Counter(texts).most_common(1)[0][0] if texts else None
     return _one(value, key)
 
 
@@ -175,7 +175,7 @@ def _one(value: Any, key: str) -> str | None:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return str(value) if math.isfinite(value) else None
-    raise RecordError(f"has {key} that is no answer: {shown(value)}; allowed: {_ANSWER_TYPES}")
+    raise RecordError(f"has {key} that is not an answer: {shown(value)}; allowed: {_ANSWER_TYPES}")
 
 
 def _is_number(text: str) -> bool:

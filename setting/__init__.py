@@ -22,9 +22,9 @@ from sinkscope.setting.field import (
     Setting,
     explained,
     like,
-    offered,
     setting,
     settings_of,
+    user_settings,
 )
 from sinkscope.setting.heads import Heads, heads_text, layer_heads, list_text
 from sinkscope.setting.reading import index_list, read, read_all, whole
@@ -43,12 +43,12 @@ __all__ = [
     "layer_heads",
     "like",
     "list_text",
-    "offered",
     "read",
     "read_all",
     "refuse",
     "setting",
     "settings_of",
     "shown",
+    "user_settings",
     "whole",
 ]

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sinkscope.outside import cut
 from sinkscope.setting.field import Setting, range_words, settings_of
+from sinkscope.untrusted import cut
 
 MOST_INDEX = 999_999  # of layers, heads and dimensions in any model
 LONGEST_SHOWN = 200  # characters of a refused value
@@ -37,8 +37,8 @@ def checked(one: Setting, value: Any) -> Any:
     value = _plain(value)
     if value is None and one.optional:
         return None
-    if one.own is not None:
-        return one.own(one.field or one.name, value)
+    if one.converter is not None:
+        return one.converter(one.field or one.name, value)
     usable, value = _usable(one, value)
     if not usable:
         raise refuse(one.field or one.name, value, allowed_words(one))
@@ -60,35 +60,35 @@ def _usable(one: Setting, value: Any) -> tuple[bool, Any]:
         given = list(value)
     except TypeError:  # an array without axes
         return False, value
-    each = dataclasses.replace(one, kind="number")
+    item_setting = dataclasses.replace(one, kind="number")
     if one.kind == "indices":
-        each = dataclasses.replace(one, kind="whole", low=0, high=MOST_INDEX)
+        item_setting = dataclasses.replace(one, kind="whole", low=0, high=MOST_INDEX)
     elif one.kind == "names":
-        each = dataclasses.replace(one, kind="choice" if one.choices else "text")
-    made = [_usable(each, _plain(item)) for item in given]
-    found = tuple(item for _, item in made)
-    fits = all(usable for usable, _ in made) and (bool(made) or one.default == ())
+        item_setting = dataclasses.replace(one, kind="choice" if one.choices else "text")
+    items = [_usable(item_setting, _plain(item)) for item in given]
+    values = tuple(item for _, item in items)
+    fits = all(usable for usable, _ in items) and (bool(items) or one.default == ())
     if fits and one.kind != "numbers":
-        fits = len(set(found)) == len(found)
-    return fits, found if fits else value
+        fits = len(set(values)) == len(values)
+    return fits, values if fits else value
 
 
 def _usable_number(one: Setting, value: Any) -> tuple[bool, Any]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False, value
-    made: float
+    number: float
     if one.kind == "whole":
         if not isinstance(value, int):
             return False, value
-        made = int(value)  # of a subclass
+        number = int(value)  # of a subclass
     elif abs(value) < 2**1000:
-        made = float(value)
+        number = float(value)
     else:
         return False, value
     low = -math.inf if one.low is None else one.low
     high = math.inf if one.high is None else one.high
-    inside = low <= made <= high and not (one.above and made == low)
-    return inside, made if inside else value
+    inside = low <= number <= high and not (one.above and number == low)
+    return inside, number if inside else value
 
 
 def _plain(value: Any) -> Any:

@@ -27,18 +27,18 @@ class Setting:
             whole number always has both.
         above: `low` itself is not allowed.
         unit: of the number, in the plural.
-        usual: the range of its slider on the page; without one it is a box for a number.
+        slider_range: the range of its slider on the page; without one it is a box for a number.
         step: of the slider.
         label: of its control; by default made from the name.
         name: its name for users, if the field's own name is ambiguous outside its class.
         left_out: its value when users leave it out, in words, if the default does not show it.
-        offered: whether it appears on the page, as an option and in the API. Otherwise it is only
-            for Python and settings files, or follows from another setting.
+        user_facing: whether it appears on the page, as an option and in the API. Otherwise it is
+            only for Python and settings files, or follows from another setting.
         metavar: name of its value in the help of its option.
         allowed: the allowed values in words, if range or choices do not say it.
-        called: the page's name of each choice.
-        own: for a field of another type: a function of name and value that converts a given value
-            or text; raises ValueError as `check` does.
+        choice_labels: the page's name of each choice.
+        converter: for a field of another type: a function of name and value that converts a given
+            value or text; raises ValueError as `check` does.
         field, kind, optional, choices, default: read off the dataclass field by `settings_of`.
     """
 
@@ -47,16 +47,16 @@ class Setting:
     high: float | None = None
     above: bool = False
     unit: str = ""
-    usual: tuple[float, float] | None = None
+    slider_range: tuple[float, float] | None = None
     step: float | None = None
     label: str = ""
     name: str = ""
     left_out: str = ""
-    offered: bool = True
+    user_facing: bool = True
     metavar: str = ""
     allowed: str = ""
-    called: tuple[str, ...] = ()
-    own: Callable[[str, Any], Any] | None = None
+    choice_labels: tuple[str, ...] = ()
+    converter: Callable[[str, Any], Any] | None = None
     field: str = ""
     kind: Kind = "text"
     optional: bool = False
@@ -65,18 +65,18 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """Help, range with unit, and default: for the help of an option."""
+        """Help, range with unit, and default, for the help of an option."""
         return " ".join(
-            [*self._said(), *([f"Left out: {self.left_out}."] if self.left_out else [])]
+            [*self._sentences(), *([f"Default: {self.left_out}."] if self.left_out else [])]
         )
 
     @property
     def attribute(self) -> str:
         """The same for a docstring, where only None means "left out"."""
         none = self.left_out and self.default is None
-        return " ".join([*self._said(), *([f"None: {self.left_out}."] if none else [])])
+        return " ".join([*self._sentences(), *([f"None: {self.left_out}."] if none else [])])
 
-    def _said(self) -> list[str]:
+    def _sentences(self) -> list[str]:
         if self.low is not None and self.high is not None and self.high <= 10**5:
             return [self.help, f"{range_words(self).capitalize()}{self.unit and ' ' + self.unit}."]
         return [self.help, f"In {self.unit}."] if self.unit else [self.help]
@@ -114,16 +114,16 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
         TypeError: a field's type is not supported, or an integer has no bounds.
     """
     hints = get_type_hints(cls)
-    found = []
+    settings = []
     for one in dataclasses.fields(cls):
         if KEY not in one.metadata:
             continue
         about: Setting = one.metadata[KEY]
         where = f"{cls.__name__}.{one.name}"
-        kind, optional, choices = _kind(hints[one.name], where, about.own is not None)
+        kind, optional, choices = _kind(hints[one.name], where, about.converter is not None)
         if kind == "whole" and (about.low is None or about.high is None):
             raise TypeError(f"{cls.__name__}.{one.name} is a whole number without low and high.")
-        found.append(
+        settings.append(
             dataclasses.replace(
                 about,
                 field=one.name,
@@ -134,28 +134,28 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
                 default=one.default,
             )
         )
-    return tuple(found)
+    return tuple(settings)
 
 
-def offered(cls: type[Any], *but: str) -> tuple[Setting, ...]:
+def user_settings(cls: type[Any], *but: str) -> tuple[Setting, ...]:
     """The settings offered to users, without the named fields."""
-    return tuple(one for one in settings_of(cls) if one.offered and one.field not in but)
+    return tuple(one for one in settings_of(cls) if one.user_facing and one.field not in but)
 
 
-def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]]:
+def _kind(hint: Any, where: str, custom: bool) -> tuple[Kind, bool, tuple[str, ...]]:
     """Kind, whether None is allowed, and the choices of a field's type."""
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         optional = type(None) in get_args(hint)
         hint, *others = (part for part in get_args(hint) if part is not type(None))
         hint = Union if others else hint
-    if own:
+    if custom:
         return "own", optional, ()
     if get_origin(hint) is Literal:
         return "choice", optional, get_args(hint)
-    each, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
-    if more == [...] and get_origin(each) is Literal:
-        return "names", optional, get_args(each)
+    item_type, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
+    if more == [...] and get_origin(item_type) is Literal:
+        return "names", optional, get_args(item_type)
     kinds: dict[Any, Kind] = {
         bool: "switch",
         int: "whole",

@@ -41,11 +41,11 @@ def layer_heads(name: str, value: Any) -> Heads:
         raise refuse(name, value, ALLOWED)
     if not pairs:
         raise ValueError(f"{name} names no head; allowed: {ALLOWED}.")
-    made = tuple(sorted(pairs))
-    for one, following in itertools.pairwise(made):
+    heads = tuple(sorted(pairs))
+    for one, following in itertools.pairwise(heads):
         if one == following:
             raise ValueError(f"{name} has head {heads_text([one])} twice; allowed: each once.")
-    return made
+    return heads
 
 
 def heads_text(heads: Iterable[tuple[int, int]]) -> str:
@@ -63,11 +63,11 @@ def heads_words(heads: Sequence[tuple[int, int]], noun: str = "head") -> str:
 def _of_list(name: str, text: str) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
     for piece in (part.strip() for part in text.split(",")):
-        found = _PIECE.fullmatch(piece)
-        if found is None:
+        match = _PIECE.fullmatch(piece)
+        if match is None:
             raise refuse(name, text, ALLOWED)
-        layer, first = int(found[1]), int(found[2])
-        last = first if found[3] is None else int(found[3])
+        layer, first = int(match[1]), int(match[2])
+        last = first if match[3] is None else int(match[3])
         if last < first or len(pairs) + last - first >= MOST_HEADS:
             raise refuse(name, text, ALLOWED)
         pairs += [(layer, head) for head in range(first, last + 1)]
@@ -86,19 +86,19 @@ def _of_json(name: str, text: str) -> list[tuple[int, int]]:
 def _pair(name: str, one: Any) -> tuple[int, int]:
     try:
         layer, head = one
-        made = int(layer), int(head)
+        pair = int(layer), int(head)
         usable = not any(isinstance(part, bool | str) for part in (layer, head))
     except (TypeError, ValueError, OverflowError):
         raise refuse(name, one, ALLOWED) from None
-    if not usable or made != (layer, head) or not all(0 <= part <= MOST_INDEX for part in made):
+    if not usable or pair != (layer, head) or not all(0 <= part <= MOST_INDEX for part in pair):
         raise refuse(name, one, ALLOWED)
-    return made
+    return pair
 
 
 def list_text(values: Iterable[Any]) -> str:
     """A list as users write it: numbers with commas, pairs as LAYER.HEAD."""
-    made = []
+    parts = []
     for one in values:
         pair = isinstance(one, list | tuple) and len(one) == 2
-        made.append(heads_text([(one[0], one[1])]) if pair else str(one))
-    return ", ".join(made)
+        parts.append(heads_text([(one[0], one[1])]) if pair else str(one))
+    return ", ".join(parts)

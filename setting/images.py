@@ -1,4 +1,4 @@
-"""What an image from outside may be."""
+"""Limits of images from outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ImageLimits:
 
     max_megapixels: float = setting(
         50.0,
-        "Width x height, in millions; above it the file is refused unread.",
+        "Width x height, in millions; a larger image is refused before decoding.",
         low=0.001,
         high=1000.0,
     )
@@ -27,9 +27,9 @@ class ImageLimits:
     )
     kept_megapixels: float = setting(
         12.845056,
-        "An image with more pixels is scaled down to so many millions as it is read. 12.845056 is "
-        "what Qwen2.5-VL's processor can use (max_pixels); the page takes what the loaded model "
-        "can use where that is less, but not less than it shows (2.56).",
+        "An image with more pixels, in millions, is scaled down to this size while it is read. "
+        "12.845056 is what Qwen2.5-VL's processor can use (max_pixels); if the loaded model can "
+        "use less, the page keeps less, but at least the size that it shows (2.56).",
         low=0.001,
         high=1000.0,
     )
@@ -37,11 +37,11 @@ class ImageLimits:
         32, "Scans of a progressive JPEG; programs write 10 to 20.", low=1, high=10_000
     )
     decode_seconds: float = setting(
-        30.0, "How long the page lets one image be decoded.", low=0.1, high=3600.0, unit="seconds"
+        30.0, "Time limit of the page for decoding one image.", low=0.1, high=3600.0, unit="seconds"
     )
     decode_megabytes: int = setting(
         1024,
-        "Memory that the page's process for decoding may take (where the system has such limits).",
+        "Memory limit of the page's decoding process (on systems with such limits).",
         low=256,
         high=10**6,
         unit="megabytes",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkscope.setting.checks import refuse
-from sinkscope.setting.field import LISTS, Setting, offered
+from sinkscope.setting.field import LISTS, Setting, user_settings
 
 HIGHEST_INDEX = 9999  # in a list; above all layers, heads and dimensions of today's models
 LONGEST_LIST = 1000  # characters of such a list
@@ -48,13 +48,13 @@ def _listed(one: Setting, text: str) -> tuple[Any, ...]:
         raise refuse(one.name, text, "numbers such as 0.5, 1") from None
 
 
-def read_all(cls: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `cls`, by field, from `said`, which uses the names for users.
+def read_all(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `cls`, by field, from `values`, which uses the names for users.
 
     Raises:
         ValueError: as `read`.
     """
-    return {o.field: read(o, said[o.name]) for o in offered(cls) if o.name in said}
+    return {o.field: read(o, values[o.name]) for o in user_settings(cls) if o.name in values}
 
 
 def whole(setting: str, value: object) -> int:
@@ -80,7 +80,7 @@ def index_list(setting: str, text: str) -> tuple[int, ...]:
         raise ValueError(
             f"{setting} is a list of {len(text)} characters; allowed: at most {LONGEST_LIST}."
         )
-    found: set[int] = set()
+    indices: set[int] = set()
     for part in text.replace("–", "-").split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()):
@@ -90,5 +90,5 @@ def index_list(setting: str, text: str) -> tuple[int, ...]:
             raise ValueError(
                 f"{setting} is {text!r}; a range goes upwards, to {HIGHEST_INDEX} at most."
             )
-        found.update(range(low, high + 1))
-    return tuple(sorted(found))
+        indices.update(range(low, high + 1))
+    return tuple(sorted(indices))

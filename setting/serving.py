@@ -22,11 +22,14 @@ class AppSettings:
     """Where the web app listens and what it may use. `prompt_rows` and `reference` are what the
     page captures in addition to the answer's rows (see `GenerationSettings`)."""
 
-    host: str = setting("127.0.0.1", "Address to listen on; any but loopback needs auth.")
+    host: str = setting(
+        "127.0.0.1",
+        "Address to listen on; other than loopback it needs auth, a token or read-only.",
+    )
     port: int = setting(7860, "Port; 0: any free one.", low=0, high=65535)
     token: str | None = setting(
         None,
-        "Access token that page and API ask for where there is no login; none: they ask for none.",
+        "Access token of page and API, if there is no login; none: no token is needed.",
         left_out="a new one at each start, in the printed link",
         allowed="none, or 16 to 200 letters, digits, - and _",
     )
@@ -47,88 +50,92 @@ class AppSettings:
     tls_key: str | None = setting(None, "Key (PEM) of the certificate.", metavar="FILE")
     read_only: bool = setting(
         False,
-        "A demo: stored runs and the example can be looked at, nothing is computed or changed.",
+        "A demo: stored runs and the example can be viewed; nothing is computed or changed.",
     )
     log: Literal["plain", "json"] = setting(
-        "plain", "plain: warnings in words; json: a line of JSON for each request and message."
+        "plain", "plain: warnings as text; json: a line of JSON for each request and message."
     )
     cache_dir: str | None = setting(
         None, "Folder that runs are written to.", metavar="FOLDER", left_out="cache"
     )
     store_megabytes: int = setting(
         1024,
-        "Memory for runs kept open; older ones spill to the cache folder.",
+        "Memory for runs; older ones are kept only in the cache folder.",
         low=1,
         high=10**8,
         unit="megabytes",
-        offered=False,
+        user_facing=False,
     )
-    queue_size: int = setting(16, "How many requests may wait.", low=1, high=10_000, offered=False)
+    queue_size: int = setting(
+        16, "How many requests may wait.", low=1, high=10_000, user_facing=False
+    )
     session_queue: int = setting(
         4,
         "How many requests of one session may wait; sessions take turns.",
         low=1,
         high=10_000,
-        offered=False,
+        user_facing=False,
     )
     token_limit: int = setting(
         8192,
-        "The most max_new_tokens that a request of the page or the API may ask for.",
+        "Largest max_new_tokens in a request of the page or the API.",
         low=1,
         high=8192,
         unit="tokens",
-        offered=False,
+        user_facing=False,
     )
     retention_days: float = setting(
         0.0,
-        "Runs that are older are removed, at the start and while the app runs. 0 keeps them.",
+        "Older runs are removed, at the start and while the app runs. 0: never.",
         low=0.0,
         high=100_000.0,
         unit="days",
-        offered=False,
+        user_facing=False,
     )
     exit_on_dead_worker: bool = setting(
         False,
-        "End the process when a part of it that does the work is dead (see /health), so that "
-        "what started it starts it again.",
-        offered=False,
+        "End the process if one of its workers is dead (see /health), so that a service manager "
+        "restarts it.",
+        user_facing=False,
     )
     job_minutes: float = setting(
         0.0,
-        "How long one job (an answer, finding sinks, a file) may compute before it is stopped; "
-        "what it has by then is kept. 0 sets no limit.",
+        "How long one job (an answer, finding sinks, a file) may compute before it is stopped; its "
+        "partial result is kept. 0: no limit.",
         low=0.0,
         high=100_000.0,
         unit="minutes",
-        offered=False,
+        user_facing=False,
     )
     upload_megabytes: int = setting(
         4000,
-        "What one user (one address where there is no login) may upload in an hour.",
+        "What one user (without logins: one address) may upload per hour.",
         low=1,
         high=10**8,
         unit="megabytes",
-        offered=False,
+        user_facing=False,
     )
     upload_files: int = setting(
         2000,
-        "How many files one user (one address where there is no login) may upload in an hour.",
+        "How many files one user (without logins: one address) may upload per hour.",
         low=1,
         high=10**8,
         unit="files",
-        offered=False,
+        user_facing=False,
     )
     streams: int = setting(
         256,
         "How many heartbeats and event streams one address may hold open; a tab has two.",
         low=2,
         high=100_000,
-        offered=False,
+        user_facing=False,
     )
     prompt_rows: int = setting(
-        128, "Rows of this many prompt tokens.", low=0, high=8192, offered=False
+        128, "Also keep the rows of this many prompt tokens.", low=0, high=8192, user_facing=False
     )
-    reference: bool = setting(True, "A generic prompt for relative maps.", offered=False)
+    reference: bool = setting(
+        True, "Also read a generic prompt, for relative maps.", user_facing=False
+    )
 
     @property
     def cache(self) -> Path:
@@ -159,7 +166,7 @@ class AppSettings:
                     "token is malformed; allowed: none, or 16 to 200 letters, digits, - and _."
                 )
             if self.login:
-                raise ValueError("token is given beside a login; allowed: one of them.")
+                raise ValueError("token and a login are both given; allowed: one of them.")
         if (self.tls_cert is None) != (self.tls_key is None):
             name = "tls_key" if self.tls_key is None else "tls_cert"
             raise refuse(name, None, "a file, for tls_cert and tls_key belong together")

@@ -70,14 +70,14 @@ def from_environment(
     Raises:
         ValueError: a variable has an invalid value, or an unknown name; the text names it.
     """
-    found: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    values: dict[str, dict[str, Any]] = {section: {} for section in sections}
     known = set(OTHERS)
     for section, cls in sections.items():
         for one in settings_of(cls):
             name = variable(section, one.field)
             known.add(name)
             if text := environment.get(name, ""):
-                found[section][one.field] = _parsed(one, name, text)
+                values[section][one.field] = _parsed(one, name, text)
     for name in environment:
         if name.startswith(PREFIX) and name not in known:
             close = [k for k in sorted(known) if k[:14] == name[:14]]
@@ -86,7 +86,7 @@ def from_environment(
                 f"{name} is in the environment and no setting; allowed: SINKSCOPE_ and the name of "
                 f"a flag{hint}."
             )
-    return found
+    return values
 
 
 def _parsed(one: Setting, name: str, text: str) -> Any:

@@ -1,8 +1,8 @@
-"""Where many samples are worked on: in this process, or on a Ray cluster with one model a worker.
+"""Where many samples are processed: in this process, or on a Ray cluster with one model per worker.
 
-Both engines are one thing to their caller: a map of a task over items, whose results come as they
-are done. The task is a pure function of (model, item), so where it runs and in which order cannot
-change a result. Ray is optional and imported only when it is asked for.
+To the caller both engines work alike: they map a task over items and return results as they are
+done. The task is a pure function of (model, item), so neither the place nor the order can change a
+result. Ray is optional and imported only when it is requested.
 
     engine = LocalEngine(handle)
     for index, result in engine.run(task, items):
@@ -42,22 +42,23 @@ class Engine(Protocol):
         """Apply `task` to each item.
 
         Args:
-            task: a function at the top of a module, or a `functools.partial` of one with plain
-                arguments: it may travel to another process. What it raises is raised here.
-            items: what it is applied to; they may travel too.
+            task: a function at the top level of a module, or a `functools.partial` of one with
+                plain arguments, because it may be sent to another process. Its exceptions are
+                raised here.
+            items: the items; they may be sent too.
 
         Yields:
-            (index of the item, its result), in the order in which they are done. An iterator that
-            is closed before its end ends the work; at most the items under way are lost.
+            (index of the item, its result), in the order in which they are done. Closing the
+            iterator early ends the work; at most the items in progress are lost.
         """
         ...
 
 
 def check_engine(name: str, workers: int | None = None) -> None:
-    """Refuse, before a model is loaded, an engine that cannot be made.
+    """Refuse an engine that cannot be made, before a model is loaded.
 
     Raises:
-        ValueError: another name, Ray is not installed, or a number of workers below 1.
+        ValueError: unknown name, Ray is not installed, or fewer than 1 worker.
     """
     if name not in ENGINES:
         raise ValueError(f"engine is {name!r}; allowed: {', '.join(ENGINES)}.")
@@ -74,17 +75,17 @@ def make_engine(
     workers: int | None = None,
     replaced: int = 0,
 ) -> Engine:
-    """The engine of a name, for a model that is loaded here.
+    """Make the engine with this name, for a model that is loaded here.
 
     Args:
         name: `local` or `ray`.
-        handle: the model. Ray's workers load it again, in the same dtype and revision.
-        settings: what it was loaded by.
-        workers: of `ray`; None: as many as there is room for.
-        replaced: of `ray`; how often each worker that dies is started again.
+        handle: the model. Ray's workers load it again, with the same dtype and revision.
+        settings: the settings it was loaded with.
+        workers: for `ray`; None: as many as the cluster has room for.
+        replaced: for `ray`; how often each worker that dies is started again.
 
     Raises:
-        ValueError: another name, or Ray is not installed.
+        ValueError: unknown name, or Ray is not installed.
     """
     check_engine(name, workers)
     if name == "local":
@@ -94,7 +95,7 @@ def make_engine(
 
 
 class LocalEngine:
-    """One item after the other, in this process, with a model that is loaded already."""
+    """Processes items one after the other in this process, with a model that is already loaded."""
 
     name = "local"
 
@@ -109,25 +110,25 @@ class LocalEngine:
 
 
 class RayEngine:
-    """One model a worker on a Ray cluster: each on its own GPU, or on the CPU where there is none.
+    """One model per worker on a Ray cluster: each on its own GPU, or on the CPU if there is none.
 
-    The cluster is the one at `RAY_ADDRESS`, else one that runs on this machine, else one that is
-    started for this run. Its machines need this project at the same path, its requirements, and the
-    model and data where the settings and items say they are.
+    The cluster is the one at `RAY_ADDRESS`; otherwise one that runs on this machine; otherwise one
+    that is started for this run. Its machines need this project at the same path, its requirements,
+    and the model and data at the paths in the settings and items.
 
     A worker's model computes with the dtype and the number of CPU threads of this process, so that
-    its numbers are those of `LocalEngine`.
+    its results equal those of `LocalEngine`.
 
     Args:
-        settings: which model the workers load. With device `auto` or `cuda` on the GPU that Ray
-            gives them, where the cluster has any.
-        revision: what the model's revision has to be on every worker; None takes any.
-        workers: how many; None: as many as the cluster has room for, and no more than items.
-        replaced: how often Ray starts a worker that dies again. What it was at is done once more;
-            then a worker's death costs its time only.
+        settings: the model that the workers load. With device `auto` or `cuda` they use the GPU
+            that Ray assigns, if the cluster has GPUs.
+        revision: the revision that the model must have on every worker; None: any.
+        workers: number of workers; None: as many as the cluster has room for, at most one per item.
+        replaced: how often Ray restarts a worker that dies. Its current item is then processed
+            again, so a worker's death costs only time.
 
     Raises:
-        ValueError: Ray is not installed, or a number of workers below 1.
+        ValueError: Ray is not installed, or fewer than 1 worker.
     """
 
     name = "ray"
@@ -147,11 +148,11 @@ class RayEngine:
     def run(
         self, task: Callable[[ModelHandle, Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]:
-        """As `Engine.run`.
+        """See `Engine.run`.
 
         Raises:
             ModelError: a worker cannot load the model, or loads another revision.
-            ChildProcessError: a worker ended, mostly for want of memory, and none takes its place;
+            ChildProcessError: a worker ended, usually because memory ran out, and is not restarted;
                 or one item ended two workers.
         """
         if not items:
@@ -170,8 +171,8 @@ class RayEngine:
                 try:
                     done = pool.get_next_unordered(timeout=1.0)
                 except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error  # as it would have been raised here
-                except TimeoutError:  # a short wait lets Ctrl-C through between two
+                    raise error.cause from error  # the original exception
+                except TimeoutError:  # short waits, so that Ctrl-C works between them
                     continue
                 yield done
         except ray.exceptions.RayActorError as error:
@@ -186,13 +187,13 @@ class RayEngine:
                 ray.shutdown()
 
     def _started(self, most: int) -> list[Any]:
-        """The workers. One that dies is started again by Ray, and what it was at is done again."""
+        """The workers. Ray restarts a worker that dies and processes its item again."""
         threads, gpus = self._needs()
         free = self._ray.available_resources()
         room = free.get("GPU", 0) // gpus if gpus else free.get("CPU", 1) // threads
         count = min(most, self._workers or max(1, int(room)))
         settings = self._settings
-        if gpus:  # the worker sees the one that Ray gives it, and no other
+        if gpus:  # the worker sees only the GPU that Ray assigns to it
             settings = dataclasses.replace(settings, device="cuda:0")
         elif settings.device == "auto":
             settings = dataclasses.replace(settings, device="cpu")
@@ -202,7 +203,7 @@ class RayEngine:
         return [remote.remote(*arguments) for _ in range(count)]
 
     def _needs(self) -> tuple[int, int]:
-        """CPUs and GPUs that Ray keeps for one worker."""
+        """CPUs and GPUs that Ray reserves for one worker."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         wants_gpu = self._settings.device.partition(":")[0] in ("auto", "cuda")
         if wants_gpu and any(node.get("GPU", 0) >= 1 for node in nodes):
@@ -212,19 +213,19 @@ class RayEngine:
 
 
 class _Worker:
-    """Lives in a process of its own, as a Ray actor, with its model."""
+    """Runs with its model in a process of its own, as a Ray actor."""
 
     def __init__(self, settings: ModelSettings, revision: str | None, threads: int) -> None:
         self._settings, self._revision, self._threads = settings, revision, threads
         self._handle: ModelHandle | None = None
 
     def do(self, task: Callable[[ModelHandle, Any], Any], index: int, item: Any) -> Any:
-        if self._handle is None:  # here, for Ray hands on the errors of a task, not of `__init__`
+        if self._handle is None:  # here: Ray passes on errors of tasks, not of `__init__`
             self._handle = self._load()
         return index, task(self._handle, item)
 
     def _load(self) -> ModelHandle:
-        torch.set_num_threads(self._threads)  # sums in another order differ in their last bits
+        torch.set_num_threads(self._threads)  # sums in another order differ in the last bits
         handle = load_model(self._settings)
         if self._revision not in (None, handle.info.revision):
             raise ModelError(
@@ -235,7 +236,7 @@ class _Worker:
 
 
 def _start(ray: Any) -> None:
-    # Read when Ray starts: without it, Ray reports its use over the network.
+    # Read when Ray starts: without it, Ray sends usage reports over the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
@@ -254,7 +255,7 @@ def _import_ray() -> Any:
 
 
 def _absolute(settings: ModelSettings) -> ModelSettings:
-    """Folders and files by their whole path, for a worker starts elsewhere."""
+    """Make the paths of folders and files absolute, because a worker starts in another folder."""
 
     def whole(name: str) -> str:
         place = Path(name).expanduser()

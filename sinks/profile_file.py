@@ -1,4 +1,4 @@
-"""Writing a sink profile, and the findings beside it that say which samples it rests on."""
+"""Writes a sink profile. The findings beside it say which samples it is based on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sinkscope.utils import write_atomically
 
 
 def write_profile(path: Path, profile: SinkProfile) -> None:
-    """Write TOML that `models.profiles.read_profile` reads back as the very same profile.
+    """Write TOML that `models.profiles.read_profile` reads back as an equal profile.
 
     Raises:
         OSError: the folder is missing or not writable.
@@ -23,5 +23,5 @@ def write_profile(path: Path, profile: SinkProfile) -> None:
 
 
 def findings_beside(profile: Path) -> Path:
-    """Where the findings of a profile lie: `profile.toml` -> `profile.findings.json`."""
+    """The path of a profile's findings: `profile.toml` -> `profile.findings.json`."""
     return profile.with_name(f"{profile.stem}.findings.json")

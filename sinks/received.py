@@ -1,12 +1,12 @@
-"""Attention that each key of a prompt receives, exactly, without a matrix of all pairs.
+"""Attention received by each key of a prompt: exact, without a matrix of all pairs.
 
     received(j) = 1 / |Q_j| * sum over q in Q_j of n_q * mean over heads of a(q, j)
 
-Q_j are the wanted query rows that come AFTER position j: what a token gives itself is not received.
-n_q is the number of keys that row q can see. The factor turns attention into multiples of uniform
-attention, and takes out the bias of causal attention: a row that sees 10 keys gives each a tenth, a
-row that sees 1000 a thousandth, so without it early tokens would seem to be sinks in any model. A
-model whose rows are uniform has received = 1 everywhere.
+Q_j are the wanted query rows AFTER position j: attention of a token to itself does not count. n_q
+is the number of keys that row q can see. The factor n_q turns attention into multiples of uniform
+attention and removes the bias of causal attention: a row that sees 10 keys gives each a tenth on
+average, a row that sees 1000 a thousandth. Without it early tokens would look like sinks in any
+model. A model with uniform rows has received = 1 everywhere.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sinkscope.sinks.settings import TokensBy
 
 
 def block_bytes(device: torch.device) -> int:
-    """What one temporary of finding may take: little beside a forward pass, and on a GPU enough
-    that its kernels are worth launching."""
+    """Size limit of one temporary tensor: small beside a forward pass, but on a GPU large enough to
+    keep its kernels efficient."""
     return 1 << 21 if device.type == "cpu" else 1 << 26
 
 
@@ -33,10 +33,10 @@ def received(query: Tensor, key: Tensor, scale: float, first_query: int = 0) -> 
         query: (H, N, D) rotated queries of one sequence without padding, any floating dtype.
         key: (Hkv, N, D) rotated keys of the same positions.
         scale: factor on the scores.
-        first_query: rows before this position are left out.
+        first_query: rows before this position are not counted.
 
     Returns:
-        float32 (N,), in multiples of uniform attention; 0 where no wanted row comes later.
+        float32 (N,), in multiples of uniform attention; 0 if no wanted row comes later.
     """
     heads, length, _ = query.shape
     kv_heads = key.shape[0]
@@ -49,7 +49,7 @@ def received(query: Tensor, key: Tensor, scale: float, first_query: int = 0) -> 
         high = min(low + step, length)
         block = pack(query[None, :, low:high].to(torch.float32), kv_heads)[0]
         rows = torch.matmul(block, keys[..., :high]).mul_(scale).view(heads, high - low, high)
-        square = rows[..., low:high]  # the only keys that a row of the block may not see
+        square = rows[..., low:high]  # the only keys that are hidden from some rows of the block
         square.masked_fill_(_later(high - low, rows.device), float("-inf"))
         rows = torch.softmax(rows, dim=-1)
         rows[..., low:high].diagonal(dim1=-2, dim2=-1).zero_()
@@ -66,8 +66,8 @@ def first_query_of(tokens_by: TokensBy, length: int, after_image: int) -> int:
 
     Args:
         tokens_by: `FindSettings.tokens_by`.
-        length: of the prompt.
-        after_image: position behind the last vision token.
+        length: length of the prompt.
+        after_image: position after the last vision token.
     """
     if tokens_by == "last_row":
         return length - 1
@@ -80,10 +80,10 @@ class Choice:
 
     Attributes:
         ratio: float32 (V,): each token's score in multiples of the median of its image.
-        sinks: bool (V,): the top ones of an image that also reach the least ratio.
-        ordinary: bool (V,): those below the least ratio. A token may be neither.
-        top: int64: the tokens of highest score, as many an image as may be chosen; `sinks` are
-            among them.
+        sinks: bool (V,): the top tokens of an image that also reach the least ratio.
+        ordinary: bool (V,): tokens below the least ratio. A token may be neither.
+        top: int64: the tokens with the highest scores, as many per image as may be chosen; `sinks`
+            are among them.
     """
 
     ratio: Tensor
@@ -98,15 +98,15 @@ def choose(scores: Tensor, tokens: tuple[int, ...], top_percent: float, min_rati
     Args:
         scores: float32 (V,), at least 0; e.g. attention received.
         tokens: vision tokens of each image; their sum is V.
-        top_percent: most tokens to choose, in percent of an image's, but at least one.
+        top_percent: the most tokens to choose, in percent of an image's tokens; at least one.
         min_ratio: least multiple of the image's median.
     """
     ratios, tops, before = [], [], 0
     for count in tokens:
-        own = scores[before : before + count]
-        falling, order = torch.sort(own, descending=True, stable=True)
+        image_scores = scores[before : before + count]
+        falling, order = torch.sort(image_scores, descending=True, stable=True)
         median = (falling[(count - 1) // 2] + falling[count // 2]) / 2
-        ratios.append(own / median.clamp(min=torch.finfo(own.dtype).tiny))
+        ratios.append(image_scores / median.clamp(min=torch.finfo(image_scores.dtype).tiny))
         tops.append(order[: max(1, int(count * top_percent / 100))] + before)
         before += count
     ratio, top = torch.cat(ratios), torch.cat(tops)

@@ -1,9 +1,9 @@
-"""Samples to find and validate sinks on: where they come from, their names, which are taken.
+"""Samples to find and validate sinks on: their sources, their names, and which ones are taken.
 
-A sample's id never depends on the order of files or lines, and neither does the choice where there
-are more than wanted: each has a place by the hash of seed and content (`records.drawing`). Images
-are opened while samples are taken, so that an unreadable one is known at once, and again when they
-are needed: only those of one sample are in memory at a time.
+A sample's id never depends on the order of files or lines. Nor does the choice if there are more
+than wanted: samples are ordered by a hash of seed and content (`records.sampling`). Images are
+opened while samples are taken, so that an unreadable one is noticed at once, and again when they
+are needed, so that only those of one sample are in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from PIL import Image
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Progress
 from sinkscope.models.images import ImageError, as_rgb, open_image
-from sinkscope.records.drawing import Draw
 from sinkscope.records.hub import FORMS, HUB, hub_source
-from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.pictures import FolderPictures, picture
 from sinkscope.records.reading import plural
 from sinkscope.records.record import Record
+from sinkscope.records.sampling import RecordSample
 from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
 from sinkscope.utils import none_usable, number_of, sha256
 
 PROMPT = "Describe the image."
-# Samples that cannot be used until no more are tried: a wrong folder of images is known before
-# hundreds of thousands of names were looked up in it.
+# After this many unusable samples, no more are tried: a wrong folder of images is noticed before
+# hundreds of thousands of names have been looked up in it.
 MOST_SKIPPED = 1000
 
 
-# Opens an image file elsewhere: what takes its place in the sample, and the image, upright RGB.
+# Opens an image file elsewhere: returns its replacement in the sample, and the image, upright RGB.
 Opened = Callable[[Path | bytes], tuple[Path | Image.Image, Image.Image]]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images and what is asked about them.
+    """Images and a question about them.
 
     Attributes:
-        id: names the sample in results; no two samples of a set share one.
+        id: name of the sample in results; unique within a set.
         images: at least one Pillow image, path of an image file, or such a file's bytes.
         prompt: the user's text.
-        answer: the true answer, where it is known.
-        system: the system message; None leaves the model's own.
-        history: earlier turns, (what was asked, what was answered); images are shown in the first.
-        where: where it stands, in words, such as `line 17 of pope.jsonl`.
-        digests: SHA-256 of each image's pixels; made here where they are not given.
+        answer: the true answer, if it is known.
+        system: the system message; None: the model's default.
+        history: earlier turns (question, answer); the images are shown in the first turn.
+        where: where the sample comes from, such as `line 17 of pope.jsonl`.
+        digests: SHA-256 of each image's pixels; computed here if not given.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Sample:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"The sample {self.id} has an empty prompt.")
         if self.answer is not None and not isinstance(self.answer, str):
-            raise ValueError(f"The sample {self.id} has an answer that is no text.")
+            raise ValueError(f"The sample {self.id} has an answer that is not text.")
         given = tuple(Path(i) if isinstance(i, str) else i for i in self.images)
         object.__setattr__(self, "images", given)
         if not self.digests:
@@ -79,15 +79,15 @@ class Sample:
         """The images, decoded, upright RGB.
 
         Raises:
-            models.images.ImageError: one is missing, damaged or not allowed.
+            models.images.ImageError: an image is missing, damaged or not allowed.
         """
         return [as_rgb(i) if isinstance(i, Image.Image) else open_image(i) for i in self.images]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the pixels and of all that is said: what the model sees, whatever the sample's
+        """SHA-256 of the pixels and all texts: what the model sees, independent of the sample's
         name."""
         seen: list[object] = [self.digests, self.prompt]
-        if self.system is not None or self.history:  # without them as ever: files name it
+        if self.system is not None or self.history:  # otherwise keep the hash of older files
             seen += [self.system, self.history]
         return sha256(json.dumps(seen).encode())
 
@@ -99,10 +99,10 @@ class SampleSet:
     Attributes:
         samples: sorted by id.
         skipped: (id, reason) of each sample that cannot be used, sorted.
-        wanted: how many were asked for.
-        source: where they come from, in words.
-        remarks: what was noticed while they were read, each a sentence.
-        left_out: how many were passed over because the caller does not want them.
+        wanted: the requested number.
+        source: description of the source.
+        remarks: what was noticed while they were read, as sentences.
+        left_out: number of samples passed over because the caller does not want them.
     """
 
     samples: tuple[Sample, ...]
@@ -113,7 +113,7 @@ class SampleSet:
     left_out: int = 0
 
     def notes(self) -> tuple[str, ...]:
-        """What a user has to know: fewer than asked for, some skipped; empty where all is well."""
+        """What a user has to know: too few samples, some skipped; empty if all is well."""
         notes = []
         if len(self.samples) < self.wanted:
             notes.append(
@@ -149,35 +149,36 @@ def read_samples(
     """Take `count` samples from a source.
 
     Args:
-        source: a folder with images (searched with its subfolders, and read by its metadata where
-            it has any); a .jsonl, .json, .csv, .tsv or .parquet file with questions and answers in
-            one of the layouts of `records.formats.FORMATS`;
+        source: a folder with images (searched with its subfolders, and read by its metadata file
+            if it has one); a .jsonl, .json, .csv, .tsv or .parquet file with questions and answers
+            in one of the layouts of `records.formats.FORMATS`;
             `hub:owner/name[@revision][:[configuration:]split]` with the optional library
-            `datasets`; such a source opened before; or samples.
-        count: how many; with fewer in the source, all are taken and `SampleSet.notes` says so.
-        prompt: asked where the source has no question of its own. None: "Describe the image.", but
-            only where nothing in the source could be meant as a question.
-        seed: which are taken where there are more; the order of the source plays no part.
-        images: the folder at which names of images in a file start; by default the file's own.
-        limits: of images; by default `ImageLimits()`.
+            `datasets`; such a source, already opened; or samples.
+        count: the number of samples; if the source has fewer, all are taken and `SampleSet.notes`
+            says so.
+        prompt: asked if the source has no question of its own. None: "Describe the image.", but
+            only if nothing in the source could be meant as a question.
+        seed: selects the samples if there are more; the order of the source has no effect.
+        images: the folder that names of images in a file are relative to; default: the file's own.
+        limits: limits of images; by default `ImageLimits()`.
         unless: samples to pass over.
-        opened: opens the images of rows, where that must not happen in this process.
+        opened: opens the images of rows, if that must not happen in this process.
         on_progress: called after each sample taken with their number, `count` and a text.
-        stop: once set, reading ends with `records.drawing.StoppedReading`.
+        stop: once set, reading ends with `records.sampling.StoppedReading`.
 
     Raises:
-        ValueError: the source is missing or none of these, a line of it is malformed, no line has a
+        ValueError: the source is missing or of another kind, a line is malformed, no line has a
             question or an image, or no sample can be used.
-        records.drawing.StoppedReading: `stop` was set.
+        records.sampling.StoppedReading: `stop` was set.
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count is {count!r}; allowed: a whole number from 1 up.")
     if prompt is not None and not prompt.strip():
         raise ValueError("The prompt is empty; ask something about the images.")
-    taking = _Taking(count, unless, limits or ImageLimits(), on_progress, opened)
+    taking = _SampleReader(count, unless, limits or ImageLimits(), on_progress, opened)
     if isinstance(source, str | Path | Source):
         rows = source if isinstance(source, Source) else open_source(source, count, seed, images)
-        draw = Draw(rows, count, seed, prompt, stop)
+        draw = RecordSample(rows, count, seed, prompt, stop)
         for record in draw:
             taking.offer(record.id or record.name(), record, rows, prompt or PROMPT)
             if taking.over():
@@ -194,11 +195,11 @@ def read_samples(
 def open_source(
     source: str | Path, count: int = 1, seed: int = 0, images: Path | None = None
 ) -> Source:
-    """The rows that a path or a hub's name leads to; no more than the beginning is read yet.
+    """The rows of the source at a path or of a hub dataset; only its beginning is read so far.
 
     Args:
         source, images: as in `read_samples`.
-        count, seed: of a hub dataset, which is shuffled while it is streamed.
+        count, seed: for a hub dataset, which is shuffled while it is streamed.
 
     Raises:
         ValueError: there is no such source.
@@ -213,16 +214,16 @@ def open_source(
     if path.is_dir():
         return folder_source(path, None if images is None else images.absolute())
     if path.is_file() and file_kind(path.name) is not None:
-        # absolute: a worker of a cluster may start elsewhere
-        return file_source(path, Beside((images or path.parent).absolute()))
+        # absolute, because a worker of a cluster may start in another folder
+        return file_source(path, FolderPictures((images or path.parent).absolute()))
     kinds = f"a {', '.join(ALL_SUFFIXES[:-1])} or {ALL_SUFFIXES[-1]} file"
     what = f"is neither a folder nor {kinds}" if path.exists() else "does not exist"
     raise ValueError(f"The data {path} {what}; allowed: a folder of images, {kinds}, or {FORMS}.")
 
 
 @dataclass
-class _Taking:
-    """Samples taken one by one, until there are enough."""
+class _SampleReader:
+    """Takes samples one by one until there are enough."""
 
     wanted: int
     unless: Callable[[Sample], bool] | None
@@ -242,19 +243,19 @@ class _Taking:
     def offer(
         self,
         sample_id: str,
-        made: Sample | Record,
+        candidate: Sample | Record,
         source: Source | None = None,
         prompt: str = PROMPT,
     ) -> None:
-        """Open a sample's images, and take it unless it was taken before or cannot be used."""
-        while sample_id in self.taken:  # one row's id is another's id with a number
+        """Open a sample's images, and take it unless it is a duplicate or cannot be used."""
+        while sample_id in self.taken:  # a numbered id may equal another row's id
             sample_id += "'"
-        if isinstance(made, Sample):
-            sample = made
+        if isinstance(candidate, Sample):
+            sample = candidate
         else:
             assert source is not None
             try:
-                sample = self._opened(sample_id, made, source, prompt)
+                sample = self._opened(sample_id, candidate, source, prompt)
             except ImageError as error:
                 self.skipped.append((sample_id, str(error)))
                 return
@@ -262,7 +263,7 @@ class _Taking:
             self.left_out += 1
             return
         if (first := self._same(sample)) is not None:
-            # It would count twice, and make every interval too narrow.
+            # A duplicate would count twice and make every interval too narrow.
             why = f"{sample.id} is the same picture, question and answer as {first}."
             self.skipped.append((sample.id, why))
             return
@@ -271,10 +272,10 @@ class _Taking:
             self.on_progress(len(self.taken), self.wanted, "Reading the images")
 
     def result(self, name: str, remarks: tuple[str, ...]) -> SampleSet:
-        """What was taken.
+        """The samples taken.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: there are none.
         """
         if not self.taken and not self.left_out:
             if not self.skipped:
@@ -311,15 +312,15 @@ class _Taking:
         )
 
     def _image(self, file: Path | bytes) -> tuple[Image.Image | Path | bytes, str]:
-        """What the sample holds of an image, and the digest of its pixels."""
+        """What the sample stores of an image, and the digest of its pixels."""
         if self.opened is None:
             return file, image_digest(open_image(file, self.limits))
         kept, image = self.opened(file)
         return kept, image_digest(image)
 
     def _same(self, sample: Sample) -> str | None:
-        """The sample that asks the same of the same picture, with the same answer or without any;
-        one without an answer gives way to one that has it."""
+        """The sample that asks the same about the same picture, with the same answer or
+        without one. A sample without an answer is replaced by one with an answer."""
         answers = self.known.setdefault(sample.fingerprint(), {})
         if sample.answer in answers:
             return answers[sample.answer]
@@ -333,7 +334,7 @@ class _Taking:
         return None
 
 
-def _remarks(draw: Draw, prompt: str) -> tuple[str, ...]:
+def _remarks(draw: RecordSample, prompt: str) -> tuple[str, ...]:
     notes = draw.survey.notes(draw.source, prompt)
     if not draw.repeated:
         return notes
@@ -343,10 +344,10 @@ def _remarks(draw: Draw, prompt: str) -> tuple[str, ...]:
 
 
 def _given(samples: Iterable[Sample], seed: int) -> Iterator[Sample]:
-    """Given samples in the order that the seed makes.
+    """Given samples in the order determined by the seed.
 
     Raises:
-        ValueError: they are none, or two have one id.
+        ValueError: there are none, or two have the same id.
     """
     given = list(samples)
     if not all(isinstance(sample, Sample) for sample in given):

@@ -1,1 +1,1 @@
-"""Tests of SinkScope; the folder mirrors the tree."""
+"""Tests of SinkScope; the folders mirror the project's."""

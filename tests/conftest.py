@@ -1,7 +1,8 @@
-"""What all tests share: the tiny random model, a photo-like image, and the way to Chromium.
+"""Shared by all tests: the tiny random model, a photo-like image, and the way to Chromium.
 
 Tiers: no marker = pure; `tiny` = the seeded random model; `slow` = the bundled trained model;
-`browser` = the page in Chromium. Fixtures give the marks meaning, the marks let a run choose.
+`browser` = the page in Chromium. Markers select which tests a run includes; fixtures provide the
+models and the browser.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Before any library reads them: a test never asks a network for anything.
+# Set before any library reads them: tests never use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -43,7 +44,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of the system's Chromium; without one the test skips, or fails where CI demands it."""
+    """Path of the system's Chromium. Without one the test is skipped, or fails in CI."""
     for name in CHROMIUM_NAMES:
         if path := shutil.which(name):
             return path

@@ -1,4 +1,5 @@
-"""Coroutines in tests, in a thread of their own: a browser's loop may run in the tests' thread."""
+"""Coroutines in tests, run in a thread of their own: a browser's loop may run in the tests'
+thread."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ Made = TypeVar("Made")
 
 
 def elsewhere(call: Callable[..., Made], *arguments: Any) -> Made:
-    """What a call returns, or raises, in a thread of its own."""
+    """The result of a call, or its exception, from a thread of its own."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call, *arguments).result()
 
 
 def finished(coroutine: Coroutine[Any, Any, Made]) -> Made:
-    """What a coroutine returns, or raises."""
+    """The result of a coroutine, or its exception."""
     return elsewhere(asyncio.run, coroutine)

@@ -1,4 +1,4 @@
-"""Counting what a run asks of the device: operations, and reads of the host."""
+"""Counts what a run asks of the device: operations, and reads by the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 READS = (
     "_local_scalar_dense",  # .item(), .tolist(), bool(tensor)
-    "nonzero",  # also behind an index that is a bool mask
+    "nonzero",  # also used when indexing with a bool mask
     "masked_select",
     "is_nonzero",
     "equal",
@@ -20,7 +20,7 @@ READS = (
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations that launch a kernel on a GPU, all but those that only make a view; and
+    """Counts operations that launch a kernel on a GPU (all except those that only make a view), and
     among them those whose result the host waits for."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that cost more than they look, for the tests of images and of the app."""
+"""Pictures that cost more than their size suggests, for the tests of images and of the app."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def many_scans(scans: int, size: tuple[int, int]) -> bytes:
-    """A progressive JPEG whose first scan of fine detail is there so many times."""
+    """A progressive JPEG whose first scan of fine detail is repeated this many times."""
     data = encode(Image.new("RGB", size, "teal"), "JPEG", progressive=True)
     starts = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
     second, third = starts[1:3]

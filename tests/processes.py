@@ -1,4 +1,4 @@
-"""Whether processes run, for tests of what ends with what."""
+"""Whether processes run, for tests of which processes end together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that wait for one another, and settings as sliders give them."""
+"""Runs that wait for each other, and settings in the form that sliders give."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_another_runs_memory_refuses_none(
     monkeypatch: pytest.MonkeyPatch,
     run: Callable[[ModelHandle, Any], Any],
 ) -> None:
-    """Memory that the run before takes is free again when this one's turn has come."""
+    """Memory of the previous run is free again when this run's turn comes."""
     inputs = handle.prepare([photo], "What?")
     asked = []
 

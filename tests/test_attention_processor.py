@@ -1,4 +1,4 @@
-"""Maps and shares from a small trace whose numbers can be worked out by hand."""
+"""Maps and shares from a small trace whose numbers can be computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sinkscope.attention_processor import (
     image_share,
     patch_map,
     sink_share,
-    tokens_looking_at,
+    tokens_attending_to,
 )
 from sinkscope.capture.trace import GenerationTrace, LayerSinks
 from sinkscope.config import Reduce
@@ -129,10 +129,10 @@ def test_sinks_outside_the_image_are_no_columns(trace: GenerationTrace) -> None:
 
 
 def test_reverse_look_up(trace: GenerationTrace) -> None:
-    looks = tokens_looking_at(trace, [1, 4], layers=[0])
+    looks = tokens_attending_to(trace, [1, 4], layers=[0])
     mass = trace.attention[:, 0].float()[..., [1, 4]].sum(-1).mean(-1)
     assert [look.token for look in looks] == mass.argsort(descending=True).tolist()
     assert [look.mass for look in looks] == pytest.approx(sorted(mass.tolist(), reverse=True))
     assert looks[0].text == f"w{looks[0].token}é"
     with pytest.raises(ValueError, match="at least one index from 0 to 5"):
-        tokens_looking_at(trace, [6])
+        tokens_attending_to(trace, [6])

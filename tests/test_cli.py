@@ -1,4 +1,4 @@
-"""The command line, verb by verb: what it writes, what it says, and how it refuses."""
+"""The command line, verb by verb: its files, its output, and its refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(*words: str | Path) -> Result:
 
 
 def refused(result: Result) -> str:
-    """The one line that a refusal says; there must be no more, and no traceback."""
+    """The single line of a refusal; there must be no other, and no traceback."""
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -70,7 +70,7 @@ def test_help_names_every_choice() -> None:
 
     from sinkscope.visualization import Colormap, Scale
 
-    # As declared: the printed help is cut to the width of a terminal.
+    # As declared in the code, because printed help is cut to the terminal's width.
     helps = {one.field: one.help for one in settings_of(Drawing)}
     for name, choices in (("colormap", Colormap), ("scale", Scale)):
         assert all(choice in helps[name] for choice in get_args(choices))
@@ -363,6 +363,6 @@ def test_the_forecast_is_said_before_the_run(
 
 @pytest.mark.tiny
 def test_a_prompt_that_is_no_text(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.png"  # a shell hands on bytes that are no UTF-8 as lone surrogates
+    out = tmp_path / "out.png"  # Python represents bytes that are not UTF-8 as lone surrogates
     said = refused(run("heatmap", image, "What\udcff?", "--model", tiny_folder, "-o", out))
     assert "prompt" in said and not out.exists()

@@ -1,4 +1,4 @@
-"""`sinkscope compare`: its files, its words, its refusals; and sinks marked by `heatmap`."""
+"""`sinkscope compare`: its files, its output, its refusals; and sinks marked by `heatmap`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.web.documents import Blocks
 from tests.web.test_payload import unpack
 
 DIMS = (3, 40)
-# Under these the random model has a few sinks, and heads qualify.
+# With these, the random model has a few sinks, and heads qualify.
 ACTING = ("--dims", "3,40", "--var-layers", "1-2", "--min-image-mass", "0.05", "--keep", "0.3")
 LENGTH = ("--max-new-tokens", "6")
 
@@ -239,7 +239,7 @@ def test_a_figure_without_an_effect_shows_none(
     out.touch()
     done = run(
         *("compare", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH),
-        # In one pass over the text instead of step by step, so that rounding differs.
+        # In one pass over the text instead of step by step, so rounding differs.
         *("--dims", "3,40", "--tau", "7.9", "--same-text", "--token", "3"),
     )
     assert done.exit_code == 0, done.output

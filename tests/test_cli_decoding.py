@@ -1,4 +1,4 @@
-"""What the command line says of a checkpoint's own decoding, follows of it, and refuses."""
+"""A checkpoint's own decoding settings on the command line: what is reported, used and refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTH = ("--max-new-tokens", "4")
 
 @pytest.fixture
 def checkpoint(tiny_folder: Path, tmp_path: Path) -> Path:
-    """The tiny model with the generation settings that Qwen2.5-VL is published with."""
+    """The tiny model with the generation settings of the published Qwen2.5-VL."""
     return with_own(tiny_folder, tmp_path / "model", {"temperature": 1e-6})
 
 

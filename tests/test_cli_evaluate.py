@@ -1,4 +1,4 @@
-"""`sinkscope evaluate`: what it writes and says, and how it refuses."""
+"""`sinkscope evaluate`: its files, its output, and its refusals."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("below", ["", "a/b"])
 def test_an_output_where_nothing_can_be_written_is_named(below: str, tmp_path: Path) -> None:
-    """For root too: /proc takes no files, and a file is no folder."""
+    """Also for root: /proc accepts no files, and a file is not a folder."""
     if not Path("/proc/self").is_dir():
         pytest.skip("there is no /proc here")
     words = ("evaluate", "run", "--task", "demo", "--limit", "1", "--model", "nowhere/x", "-o")
@@ -90,12 +90,12 @@ def test_an_output_where_nothing_can_be_written_is_named(below: str, tmp_path: P
 
 
 def test_a_folder_without_the_right_to_write_is_named() -> None:
-    """Root may write everywhere, so as root the command is run as somebody else."""
+    """Root may write everywhere, so as root the command is run as another user."""
     words = ("evaluate", "run", "--task", "demo", "--limit", "1", "--model", "nowhere/x", "-o")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "file").write_text("")
-        refused(run(*words, folder / "file"))  # all that is imported, as who may read it
+        refused(run(*words, folder / "file"))  # imports everything while that is still readable
         folder.chmod(0o555)
         with somebody():
             done = run(*words, folder), run(*words, folder / "new" / "run")
@@ -108,7 +108,7 @@ def test_a_folder_without_the_right_to_write_is_named() -> None:
 
 @contextmanager
 def somebody() -> Iterator[None]:
-    """Somebody who is not root."""
+    """A user that is not root."""
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     if root:
         os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""`sinkscope evaluate report`: what it prints, writes and refuses, and when it is no success."""
+"""`sinkscope evaluate report`: what it prints, writes and refuses, and its exit codes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_mistakes_are_named(tmp_path: Path, words: list[str], said: str) -> None
 
 
 def test_folders_that_are_no_runs_are_named(tmp_path: Path) -> None:
-    assert "is no folder" in refused(run("evaluate", "report", tmp_path / "nothing"))
+    assert "is not a folder" in refused(run("evaluate", "report", tmp_path / "nothing"))
     assert "has no run.toml" in refused(run("evaluate", "report", tmp_path))
     one = write_run(tmp_path / "one", scored({"default": BASE, "var": MORE}))
     assert "output is missing" in refused(run("evaluate", "report", one, one))

@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused(
     model: Path, pictures: Path, name: str, words: tuple[str, ...], says: str
 ) -> None:
     done = experiment(name, "--model", model, "--data", pictures, *words)
-    if "not one of" in says:  # typer's own words
+    if "not one of" in says:  # typer's own text
         assert done.exit_code == 2 and "Invalid value" in done.output
         return
     import re
@@ -226,8 +226,8 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "y.json").write_text("nothing")
     for name, says in (
-        ("x.json", "is no result of an experiment"),
-        ("y.json", "is no JSON"),
+        ("x.json", "is not a result of an experiment"),
+        ("y.json", "is not JSON"),
         ("z.json", "cannot be read"),
     ):
         done = run("experiment", "--compare", tmp_path / name, tmp_path / name)

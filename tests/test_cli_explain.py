@@ -170,7 +170,7 @@ def test_explain_score_on_a_users_folder_and_resume(
     assert "random" in text and "centre" in text and "n = 3 words in 2 images" in text
     rows = list(csv.DictReader((out / "scores.csv").open()))
     assert {row["score"] for row in rows} == set(found.figures)
-    # Another run does not go on in this folder; a damaged end of the records is cut off.
+    # Another run cannot continue in this folder; a damaged end of the records is cut off.
     code, _, error = run(*command, "--seed", 5)
     assert code == 2 and "holds another run: seed is 0 there and 5 here" in error
     lines = (out / "records.jsonl").read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""What the forecast says about layers whose weights are not plain matrices."""
+"""The forecast for layers whose weights are not plain matrices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sinkscope.models.loading import load_model
 
 
 class Packed(nn.Module):
-    """Like a quantised layer: its weights are whole numbers in a buffer."""
+    """Like a quantised layer: its weights are integers in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Packed(nn.Module):
 
 
 class Bytes(nn.Linear):
-    """A linear layer by name, whose weight cannot be multiplied with as it is."""
+    """A linear layer by name, whose weight cannot be multiplied directly."""
 
     def __init__(self) -> None:
         super().__init__(30, 30)

@@ -1,4 +1,4 @@
-"""`show` beyond pictures: animations, tables, and two runs side by side."""
+"""`show` with more than pictures: animations, tables, and two runs side by side."""
 
 from __future__ import annotations
 

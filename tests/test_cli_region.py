@@ -11,7 +11,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import generate
 from sinkscope.config import GenerationSettings
-from sinkscope.experiments.answers import answered
+from sinkscope.experiments.answers import prompt_and_answer
 from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
@@ -40,7 +40,7 @@ def test_numbers_are_those_of_python(image: Path, tiny_folder: Path, tmp_path: P
     inputs = handle.prepare([open_image(image)], "What is it?")
     trace = generate(handle, inputs, GenerationSettings(max_new_tokens=4, seed=3))
     effect = region_test(
-        handle, answered(handle, trace), Box(1, 2, 2, 1), RegionSettings("cut", 7, 3)
+        handle, prompt_and_answer(handle, trace), Box(1, 2, 2, 1), RegionSettings("cut", 7, 3)
     )
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["test"] == effect.to_json()
@@ -65,7 +65,7 @@ def test_mistakes_are_said_before_a_model_is_loaded(
 ) -> None:
     options = {"--box": "0,0,28,28", "--model": "missing", **given}
     said = run("region", image, "What?", *(part for pair in options.items() for part in pair))
-    if "--how" in given:  # typer's own words
+    if "--how" in given:  # typer's own text
         assert said.exit_code == 2 and words in said.output
     else:
         assert words in refused(said)

@@ -1,5 +1,5 @@
-"""`sinkscope sinks`: what it writes and says, how it refuses, stops and goes on; and the other
-verbs with a profile file."""
+"""`sinkscope sinks`: its files and output, how it refuses, stops and resumes; and the other verbs
+with a profile file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures, and one that is none."""
+    """Twenty pictures, and a file that is not a picture."""
     folder = tmp_path_factory.mktemp("pictures")
     for sample in painted_samples(20, seed=7):
         sample.open_images()[0].save(folder / f"{sample.id}.png")
@@ -40,7 +40,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `sinks find` writes of twelve pictures; what it says is beside it in said.txt."""
+    """Output files of `sinks find` for twelve pictures; its printed output is in said.txt."""
     folder = tmp_path_factory.mktemp("profile")
     path = folder / "found.toml"
     done = run(
@@ -214,7 +214,8 @@ def test_popes_questions_and_answers_are_asked_and_kept(
     assert f"For instance, {first['where']}: '{first['question']}', answer 'no'" in done.stderr
     assert "1 of 41 lines have no image and were skipped (line 41)." in done.stderr
 
-    # One file serves both: no picture that finding saw is validated on, whatever is asked of it.
+    # One file serves both: no picture used by finding is used for validation, whatever the
+    # question.
     result = tmp_path / "v.json"
     done = run("sinks", "validate", "--profile", out, *words, "--output", result)
     assert done.exit_code in (0, 3), done.output

@@ -1,4 +1,4 @@
-"""What a verb imports before it is at work, and that a saved run is the same without torch."""
+"""Imports of a verb before it works, and that a saved run gives the same results without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "gradio", "scipy", "pandas", "cv2", "av")
 
 
 def imported(code: str) -> set[str]:
-    """Which of the heavy libraries a process has imported that runs `code`."""
+    """The heavy libraries that a process imports when it runs `code`."""
     told = f"{code}\nimport sys\nprint('IMPORTED', *({set(HEAVY)!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -29,7 +29,7 @@ def imported(code: str) -> set[str]:
 
 
 def by_typer(*words: str | Path) -> str:
-    """Code that runs a verb, whatever it exits with."""
+    """Code that runs a verb and ignores its exit code."""
     return (
         "import sys\nfrom sinkscope.__main__ import app\n"
         f"try:\n    app({[str(word) for word in words]!r})\n"

@@ -1,4 +1,4 @@
-"""Settings refuse what is not allowed, with the setting's name, its value and what is."""
+"""Settings refuse bad values, with the setting's name, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_every_settings_class_is_in_the_list() -> None:
 
 @pytest.mark.parametrize(("cls", "name", "kind"), FIELDS)
 def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kind: str) -> None:
-    """Whole numbers where a float is meant, scalars of NumPy and torch, a float of a subclass."""
+    """Integers instead of floats, scalars of NumPy and torch, a float of a subclass."""
     wanted = {"float": float, "int": int, "bool": bool}[kind.split(" | ")[0]]
     usual = getattr(made(cls), name)
     if usual is None:

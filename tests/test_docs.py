@@ -1,4 +1,4 @@
-"""The documents keep their promises: links lead somewhere, commands and settings exist."""
+"""The documents are right: links lead somewhere, commands and settings exist."""
 
 from __future__ import annotations
 

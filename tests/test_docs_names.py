@@ -1,4 +1,4 @@
-"""Paths, headings and names that the documents mention exist in the tree as it is now."""
+"""Paths, headings and names mentioned in the documents exist in the current tree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: CHANGELOG and LOG tell what was, so they may name what is gone.
+#: CHANGELOG and LOG describe the past, so they may name removed things.
 PAGES = sorted(
     page
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -45,7 +45,7 @@ ENDINGS = {
 
 
 def _quoted(page: Path) -> list[str]:
-    """What stands in backticks outside of code blocks."""
+    """The text in backticks outside code blocks."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.findall(r"`([^`\n]+)`", text)
 

@@ -1,4 +1,4 @@
-"""Large images are scaled as they are decoded, small ones keep each pixel; scans are counted."""
+"""Large images are scaled while they are decoded, small ones keep each pixel; scans are counted."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_transparency_is_scaled_before_it_is_laid_on_white(
         return own(below, image)
 
     monkeypatch.setattr(Image, "alpha_composite", composite)
-    picture = Image.new("RGBA", (600, 600), (0, 0, 255, 0))  # a blue that nobody sees
+    picture = Image.new("RGBA", (600, 600), (0, 0, 255, 0))  # a fully transparent blue
     picture.paste((255, 0, 0, 255), (0, 0, 301, 600))
     image = open_image(encode(picture), SMALL)
     assert composed == [image.size] == [(141, 141)]
@@ -153,13 +153,13 @@ def test_an_image_size_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scans_are_counted() -> None:
     thumbnail = encode(photo(16, 16), "JPEG", progressive=True)
-    exif = b"Exif\0\0" + thumbnail  # scans inside a segment are none of the picture's
+    exif = b"Exif\0\0" + thumbnail  # scans inside a segment do not belong to the picture
     assert scan_count(encode(photo(64, 48), "JPEG", exif=exif), 99) == 1
     assert scan_count(encode(photo(64, 48), "JPEG", progressive=True), 99) == 10
     assert scan_count(encode(photo(64, 48), "JPEG", restart_marker_rows=1), 99) == 1
     assert scan_count(many_scans(400, (64, 48)), 999) == 400
     assert scan_count(many_scans(400, (64, 48)), 32) == 33
-    assert scan_count(encode(photo(64, 48), "JPEG") + thumbnail, 99) == 1  # behind its end
+    assert scan_count(encode(photo(64, 48), "JPEG") + thumbnail, 99) == 1  # after its end
     assert scan_count(b"\xff\xd8\xff", 9) == scan_count(b"", 9) == 0
 
 

@@ -1,4 +1,4 @@
-"""Every kind of image that a user may bring: good ones become plain RGB, bad ones one sentence."""
+"""Every kind of image from users: good ones become plain RGB, bad ones give one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def png_header_only(width: int, height: int) -> bytes:
-    """A valid 1-bit PNG of black pixels, tiny however large it claims (and would unpack) to be."""
+    """A valid 1-bit PNG of black pixels, tiny however large its declared (and unpacked) size is."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + data))
@@ -54,7 +54,7 @@ def test_every_format_from_every_kind_of_source(kind: str, tmp_path: Path) -> No
         assert image.mode == "RGB" and image.size == (6, 4)
         assert (
             np.abs(np.asarray(image).astype(int) - [200, 30, 30]).max() <= 6
-        )  # JPEG and WebP lose
+        )  # JPEG and WebP are lossy
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,4 +1,4 @@
-"""The tree's laws, read off the source: who may import whom, and what no file may contain.
+"""Rules of the source tree: which part may import which, and what no file may contain.
 
 `docs/architecture.md` states the order; change it and this test together.
 """
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A part may import the parts of the lines above its own.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("utils", "outside", "jobs"),
+    ("utils", "untrusted", "jobs"),
     ("setting",),
     ("config",),
     ("models",),
@@ -34,7 +34,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
-# `demo` makes the bundled model and stands aside: it sees these alone, and only these see it.
+# `demo` makes the bundled model and is separate: it imports only these, and only these import it.
 DEMO_SEES, SEES_DEMO = {"config", "utils", "models"}, {"evaluation", "web", "cli", "app"}
 
 PAGE_ONLY = {"gradio", "gradio_client", "fastapi", "starlette", "uvicorn"}
@@ -55,7 +55,7 @@ FAMILY_WORDS = (
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """Files that git knows, so that build output and environments are not looked at."""
+    """Files tracked by git, so that build output and environments are not checked."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns],
         cwd=ROOT,
@@ -66,7 +66,7 @@ def tracked(*patterns: str) -> list[Path]:
     if listed.returncode == 0:
         names = [Path(name) for name in listed.stdout.split("\0") if name]
         return [n for n in names if (ROOT / n).is_file() and not (ROOT / n).is_symlink()]
-    # A copy without git: everything but hidden folders and what a run leaves behind.
+    # A copy without git: everything except hidden folders and output of runs.
     found = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
     kept = [path for path in found if not path.parts[0].startswith(".")]
     wanted = patterns or ("*",)
@@ -74,7 +74,7 @@ def tracked(*patterns: str) -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    """The part that a file of the project belongs to; src/ holds the package's own two modules."""
+    """The part that a project file belongs to; src/ contains the package's own two modules."""
     if path.parts[0] == "src":
         return path.stem
     return path.parts[0] if len(path.parts) > 1 else path.stem
@@ -151,7 +151,7 @@ ROOMS = {
 
 
 def test_rooms_of_a_part_import_downward() -> None:
-    """docs/architecture.md, "Rooms": a folder of `web` sees those before it, and its own."""
+    """docs/architecture.md, "Rooms": a folder of `web` imports only those before it, and itself."""
     wrong = []
     for part, order in ROOMS.items():
         level = {room: depth for depth, rooms in enumerate(order) for room in rooms}
@@ -170,7 +170,7 @@ def test_rooms_of_a_part_import_downward() -> None:
 
 
 def test_nobody_hands_many_values_over_by_place() -> None:
-    """Settings go as classes, or by name (docs/architecture.md, "A setting")."""
+    """Settings are passed as classes, or by name (docs/architecture.md, "A setting")."""
     many = []
     for path in sources():
         for node in ast.walk(tree_of(path)):
@@ -237,7 +237,7 @@ def test_imports_are_absolute() -> None:
 
 
 def strings_and_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """What code says: names, attributes and strings, but no docstring."""
+    """Names, attributes and strings in code, except docstrings."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
         id(node.body[0].value)
@@ -291,7 +291,7 @@ def test_nothing_unsafe() -> None:
 
 
 def test_nothing_happens_at_import_but_definitions() -> None:
-    """No call stands alone at the top of a module, and no loop or `with`."""
+    """No bare call at the top level of a module, and no loop or `with`."""
     wrong = []
     for path in sources():
         for node in tree_of(path).body:
@@ -309,7 +309,7 @@ def test_no_folder_or_file_shadows_an_import() -> None:
 
 
 def test_the_rules_see_a_breach() -> None:
-    """The checks above are not blind: each finds its own breach in a line of source."""
+    """The checks above can fail: each finds its own violation in a line of source."""
     words = [text for text, _ in strings_and_names(ast.parse("x = config.image_token_id"))]
     assert any("image_token_id" in word for word in words)
     said = list(strings_and_names(ast.parse('"""<|im_end|>"""\nx = "<|im_end|>"')))

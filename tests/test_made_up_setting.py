@@ -1,7 +1,7 @@
 """A VAR setting that config.py does not have: options, API, page and checks follow its field.
 
-Only `config.VARSettings` is replaced, before anything else is imported: what a new field in
-config.py does. It runs in a process of its own, so that no other test sees it.
+Only `config.VARSettings` is replaced, before anything else is imported, as a new field in config.py
+would. It runs in a process of its own, so that no other test is affected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from sinkscope import config
 from sinkscope.setting import setting
 
-field = setting(0.25, "How sharp VAR is.", low=0, high=2, usual=(0, 1), step=0.01)
+field = setting(0.25, "How sharp VAR is.", low=0, high=2, slider_range=(0, 1), step=0.01)
 config.VARSettings = dataclasses.make_dataclass(
     "VARSettings", [("sharpness", float, field)], bases=(config.VARSettings,), frozen=True
 )

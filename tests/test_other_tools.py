@@ -51,12 +51,13 @@ def test_the_python_runs(clone: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS, ids=range(len(COMMANDS)))
 def test_a_command_runs(line: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the page, for some read what others wrote."""
+    """In the order of the page, because some read what others wrote."""
     monkeypatch.chdir(clone)
     program, *words = shlex.split(line)
     assert program == "sinkscope"
     done = CliRunner().invoke(app, words)
-    # 3 of a validation says that so few samples confirm nothing, which is a result.
+    # Exit code 3 of a validation means that so few samples confirm nothing, which is a valid
+    # result.
     allowed = (0, 3) if words[:2] == ["sinks", "validate"] else (0,)
     assert done.exit_code in allowed, done.output
 

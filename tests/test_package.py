@@ -1,4 +1,5 @@
-"""The package `sinkscope`: its public names, what is in its wheel, and where it leaves files."""
+"""The package `sinkscope`: its public names, the content of its wheel, and where it writes
+files."""
 
 from __future__ import annotations
 
@@ -111,7 +112,7 @@ def test_files_go_to_the_clone_or_to_the_users_cache(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that `pip install PATH` would make, from a copy of the files that git knows."""
+    """The wheel that `pip install PATH` would make, from a copy of the files tracked by git."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -141,12 +142,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = {name.removeprefix("sinkscope/") for name in names if name.startswith("sinkscope/")}
     for part in ("tests", "src", "cache", "outputs", ".ci"):
         assert not any(name.startswith(f"{part}/") for name in inside), part
-    # All that git knows of each part: a new data file is missing here before a user misses it.
+    # All files tracked by git in each part: a missing data file is noticed here first.
     parts = {path.name for path in (ROOT / "src" / "sinkscope").iterdir() if path.is_dir()}
     listed = subprocess.run(
         ["git", "ls-files", "-z", *sorted(parts)], cwd=ROOT, capture_output=True, text=True
     ).stdout.split("\0")
-    # Of a report the page shows the text alone; benchmarks/on_gpu.sh needs a clone's tests.
+    # Of a report the page shows only the text; benchmarks/on_gpu.sh needs the tests of a clone.
     wanted = {n for n in listed if n and (not n.startswith("docs/reports/") or n.endswith(".md"))}
     wanted.discard("benchmarks/on_gpu.sh")
     assert {"evaluation/report/page.css", "experiments/prompts.txt"} <= wanted
@@ -176,9 +177,9 @@ def test_the_installed_package_works_outside_the_clone(wheel: Path, tmp_path: Pa
         "from pathlib import Path\n"
         "from sinkscope.web.runs.drawing_process import DrawingProcess\n"
         "from sinkscope.web.runs.example import load_example\n"
-        "from sinkscope.web.explore.exporting import Wanted, make_files\n"
+        "from sinkscope.web.explore.exporting import ExportRequest, make_files\n"
         "process = DrawingProcess(lambda trace: None)\n"
-        f"(made,) = make_files(load_example(), Wanted('png'), Path({str(tmp_path)!r}),"
+        f"(made,) = make_files(load_example(), ExportRequest('png'), Path({str(tmp_path)!r}),"
         " drawn_by=process)\n"
         "print(made.read_bytes()[1:4])"
     )

@@ -1,4 +1,4 @@
-"""The machinery of a setting: one field is checked, read, explained, an option, a control."""
+"""How a setting works: one field is checked, read, explained, an option, and a control."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sinkscope.setting import (
     checked,
     explained,
     like,
-    offered,
     read,
     read_all,
     refuse,
     setting,
     settings_of,
     shown,
+    user_settings,
     whole,
 )
 from sinkscope.sinks.settings import FindSettings
@@ -38,7 +38,7 @@ from sinkscope.web.components.controls import control
 
 
 def words_of(name: str, value: Any) -> tuple[str, ...]:
-    """A type that is none of the kinds."""
+    """A type that is not supported."""
     made = tuple(value.split()) if isinstance(value, str) else tuple(value)
     if "no" in made:
         raise refuse(name, value, "anything but no")
@@ -52,14 +52,16 @@ class Mine:
 
     places: tuple[int, ...] = setting(REQUIRED, "Where.", left_out="everywhere")
     count: int = setting(3, "How many.", low=1, high=9, unit="things")
-    share: float = setting(0.5, "How much.", low=0, above=True, high=1, usual=(0.1, 1), step=0.1)
+    share: float = setting(
+        0.5, "How much.", low=0, above=True, high=1, slider_range=(0.1, 1), step=0.1
+    )
     way: Literal["up", "down"] = setting("up", "Which way.", name="direction")
     loud: bool = setting(False, "Say it.")
     quiet: bool = setting(True, "Do not say it.")
     title: str | None = setting(None, "What to call it.", left_out="nothing")
-    levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, offered=False)
+    levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, user_facing=False)
     most: int | None = setting(None, "At most.", low=0, high=10**6, left_out="no limit")
-    words: tuple[str, ...] = setting((), "Words.", own=words_of, left_out="none")
+    words: tuple[str, ...] = setting((), "Words.", converter=words_of, left_out="none")
     sites: tuple[Literal["q", "k"], ...] = setting(("q",), "Sites.")
     parts: tuple[str, ...] = setting((), "Parts.", left_out="all")
     both: bool | None = setting(None, "Both.", left_out="where it can be")
@@ -169,8 +171,8 @@ def test_what_was_said_goes_by_the_names_that_users_know() -> None:
     assert read_all(Mine, {"direction": "down", "way": "up", "levels": [1], "else": 0}) == {
         "way": "down"
     }
-    assert "levels" not in [one.name for one in offered(Mine)]
-    assert "count" not in [one.field for one in offered(Mine, "count")]
+    assert "levels" not in [one.name for one in user_settings(Mine)]
+    assert "count" not in [one.field for one in user_settings(Mine, "count")]
 
 
 def test_a_refused_value_is_never_a_page_long() -> None:
@@ -215,7 +217,7 @@ def test_a_verb_gets_settings_made_of_its_options() -> None:
 
 def test_options_are_explained_and_refused_in_words() -> None:
     said = " ".join(run("--help").output.split())
-    assert "How many. From 1 to 9 things." in said and "Where. Left out: everywhere." in said
+    assert "How many. From 1 to 9 things." in said and "Where. Default: everywhere." in said
     assert "--levels" not in said and "--layers" not in said and "--seed" not in said
     for words, says in (
         (("--count", "0"), "Error: count is 0; allowed: a whole number from 1 to 9."),

@@ -1,4 +1,4 @@
-"""Every slider at both of its ends, as the browser hands it over: JSON makes 2 of 2.0."""
+"""Every slider at both ends, as the browser sends it: JSON turns 2.0 into 2."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def settings_classes() -> list[type[Any]]:
 
 
 def ends(one: Setting) -> Iterator[float]:
-    assert one.usual is not None
-    for end in one.usual:
+    assert one.slider_range is not None
+    for end in one.slider_range:
         yield from {end: None, float(end): None}
 
 
-SLIDERS = [(cls, one) for cls in settings_classes() for one in settings_of(cls) if one.usual]
+SLIDERS = [(cls, one) for cls in settings_classes() for one in settings_of(cls) if one.slider_range]
 CASES = [
     pytest.param(cls, one, end, id=f"{cls.__name__}.{one.field}={end!r}")
     for cls, one in SLIDERS
@@ -57,7 +57,7 @@ def test_the_sliders_are_found() -> None:
 
 
 def needed(cls: type[Any]) -> dict[str, Any]:
-    """A value for each field that must be given."""
+    """A value for each required field."""
     return {
         one.field: (0,) if one.kind == "indices" else "x"
         for one in settings_of(cls)
@@ -75,8 +75,8 @@ def test_an_end_is_allowed_and_becomes_the_fields_own_type(
     assert type(value) is (int if one.kind == "whole" else float)
 
 
-GENERATION = {one.field: one for one in settings_of(GenerationSettings) if one.usual}
-VAR = {one.field: one for one in settings_of(VARSettings) if one.usual}
+GENERATION = {one.field: one for one in settings_of(GenerationSettings) if one.slider_range}
+VAR = {one.field: one for one in settings_of(VARSettings) if one.slider_range}
 
 
 @pytest.mark.tiny
@@ -85,20 +85,20 @@ VAR = {one.field: one for one in settings_of(VARSettings) if one.usual}
     [
         (name, end if end % 1 else int(end))
         for name, one in GENERATION.items()
-        for end in one.usual or ()
+        for end in one.slider_range or ()
     ],
 )
 def test_an_answer_at_the_end_of_a_slider_of_generation(
     field: str, end: float, photo: Image.Image, tiny_folder: Path
 ) -> None:
-    """All of a run: transformers takes no 2 for 2.0 in a temperature or a penalty."""
+    """All settings of a run: transformers refuses 2 for 2.0 as temperature or penalty."""
     from sinkscope.attention_extractor import generate
     from sinkscope.config import ModelSettings
     from sinkscope.models.loading import load_model
 
     handle = load_model(ModelSettings(str(tiny_folder)))
     inputs = handle.prepare([photo], "What is it?")
-    # Sampled, or most of these have no effect.
+    # Sampled, because otherwise most of these have no effect.
     values: dict[str, Any] = {"max_new_tokens": 3, "temperature": 1, "layers": (1,), field: end}
     trace = generate(handle, inputs, GenerationSettings(**values))
     assert 1 <= len(trace.tokens) <= values["max_new_tokens"]
@@ -107,7 +107,8 @@ def test_an_answer_at_the_end_of_a_slider_of_generation(
 
 @pytest.mark.tiny
 @pytest.mark.parametrize(
-    ("field", "end"), [(name, int(end)) for name, one in VAR.items() for end in one.usual or ()]
+    ("field", "end"),
+    [(name, int(end)) for name, one in VAR.items() for end in one.slider_range or ()],
 )
 def test_an_answer_at_the_end_of_a_slider_of_var(
     field: str, end: int, photo: Image.Image, tiny_folder: Path

@@ -1,4 +1,4 @@
-"""The small helpers: a file is old or new and never half; plain values are what JSON has."""
+"""The small helpers: a file is old or new and never half written; plain values are JSON's."""
 
 from __future__ import annotations
 

@@ -41,13 +41,13 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 @pytest.fixture(scope="module")
 def var(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
-    """Thresholds under which this random model has a few sinks and several heads qualify."""
+    """Thresholds for which this random model has a few sinks and several heads qualify."""
     probe = VARSettings(DIMS, tau=0.0, layers=(1, 2), min_image_mass=0.0, max_sink_share=1.0)
     report = generate(handle, inputs, GenerationSettings(max_new_tokens=1), probe).var
     assert report is not None
     scores = sorted(s for layer in report["layers"] for s in layer["scores"])
     cut = int(0.9 * len(scores))
-    tau = (scores[cut] + scores[cut + 1]) / 2  # no score is so near that rounding decides
+    tau = (scores[cut] + scores[cut + 1]) / 2  # not near any score: rounding has no effect
     return VARSettings(DIMS, tau=tau, keep=0.3, layers=(1, 2), min_image_mass=0.05)
 
 
@@ -131,7 +131,7 @@ def test_a_run_equals_dense_redistribution_in_eager_attention(
         assert close(trace.attention[t], rows[..., vision])
         probability = torch.softmax(logits[0].float(), -1)[trace.tokens[t].id]
         assert trace.tokens[t].probability == pytest.approx(float(probability), rel=1e-4)
-    assert trace.prompt_rows is not None  # the prompt's own rows are those that VAR made of them
+    assert trace.prompt_rows is not None  # the prompt's own rows, as changed by VAR
     for r, position in enumerate(trace.prompt_rows.positions):
         rows = torch.stack([layer[0, :, position] for layer in eager.attentions[0]])
         assert close(trace.prompt_rows.attention[r], rows[..., vision])
@@ -168,7 +168,7 @@ def test_the_prefix_serves_other_settings(
     again = compare(handle, inputs, SETTINGS, other, prefix=first.prefix)
     assert again.prefix is first.prefix
     assert same(again.var, generate(handle, inputs, SETTINGS, other))
-    third = compare(handle, inputs, SETTINGS, var, prefix=again.prefix)  # it was not used up
+    third = compare(handle, inputs, SETTINGS, var, prefix=again.prefix)  # it can be used again
     assert same(third.var, first.var)
     elsewhere = compare(
         handle, inputs, SETTINGS, dataclasses.replace(var, dims=(5,)), prefix=first.prefix
@@ -284,7 +284,7 @@ def test_stop_and_errors_leave_the_plain_model(
     stop = threading.Event()
     partial = compare(handle, inputs, SETTINGS, var, stop=stop, on_token=lambda *_: stop.set())
     assert len(partial.var.tokens) == len(partial.baseline.tokens) == 1
-    assert partial.baseline.finish == "stopped"
+    assert partial.baseline.finish_reason == "stopped"
 
     def fail(*_: object) -> None:
         raise RuntimeError("the page went away")
@@ -319,7 +319,7 @@ def test_each_answer_of_a_pair_is_cut_at_its_own_end(
     ids = [t.id for t in free.baseline.tokens]
     end = ids.index(free.baseline.tokens[1].id)
     assert [t.id for t in pair.baseline.tokens] == ids[: end + 1]
-    assert pair.baseline.finish == "end"
+    assert pair.baseline.finish_reason == "end"
     assert pair.baseline.attention.shape[0] == end + 1
 
 

@@ -61,7 +61,7 @@ def test_each_pixel_shows_the_cell_whose_box_holds_its_centre(
     rows: int, columns: int, height: int, width: int
 ) -> None:
     last = max(1, rows * columns - 1)
-    # A single cell has the whole attention; a map of zeros would be no map.
+    # A single cell has all attention; a map of zeros would not be a map.
     values = (last - np.arange(rows * columns, dtype=np.float32)[::-1]).reshape(rows, columns)
     patch_map = make_map(values, (height, width))
     drawn = overlay(grey(height, width), patch_map, OPAQUE)[..., 0]
@@ -126,7 +126,7 @@ def test_blending_by_hand() -> None:
         alpha = 0.6 * min(1, 1.3 * value**0.7)
         expected = 100 * (1 - alpha) + colour * alpha
         assert np.abs(drawn[5, x] - expected).max() <= 1
-    assert (drawn[:, :10] == 100).all()  # nothing there: the photo as it is
+    assert (drawn[:, :10] == 100).all()  # no attention: the photo is unchanged
 
 
 def test_opacity_zero_is_the_photo(photo: Image.Image) -> None:

@@ -51,7 +51,7 @@ _CHAT = (
 def metaspace_tokenizer(
     vocabulary: int = 40, extra: tuple[str, ...] = ()
 ) -> PreTrainedTokenizerFast:
-    """Like Llama's: blanks are part of the tokens (Metaspace), bytes for what is unknown, a BOS."""
+    """Like Llama's: blanks are part of tokens (Metaspace), bytes for unknown characters, a BOS."""
     special = ["<unk>", "<s>", "</s>", *extra]
     unigrams = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -78,7 +78,7 @@ def metaspace_tokenizer(
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Like GPT-2's: byte-level, nothing put before a text."""
+    """Like GPT-2's: byte-level, nothing added before a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -112,7 +112,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
 
 
 def configs(vocabulary: int = 512) -> dict[str, Any]:
-    """Three layers, hidden 32, 4 heads; grouped keys where the architecture can have them."""
+    """Three layers, hidden 32, 4 heads; grouped keys if the architecture supports them."""
     size: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -159,7 +159,7 @@ def save_text_model(folder: Path, name: str, seed: int = 0) -> Path:
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.25)
                 if any(part in where for part in ("q_proj", "c_attn", "query_key_value")):
-                    parameter.data.mul_(2)  # sharper rows: another one would be seen
+                    parameter.data.mul_(2)  # sharper rows, so that a wrong one is noticed
             else:  # norms and biases that are not 1 and 0
                 parameter.data.normal_(1.0 if where.endswith("weight") else 0.0, 0.2)
                 parameter.data.mul_(2 if "q_norm" in where else 1)

@@ -2,9 +2,8 @@
 
 It is a genuine `Qwen2_5_VLForConditionalGeneration` in float32 with a byte-level Qwen2 tokenizer,
 an image processor and Qwen's chat template, so that everything that works on a folder with the real
-model works on it. What it says means nothing; where it looks is sharp enough that a wrong row, head
-or layer is seen as a large difference.
-
+model works on it. Its answers mean nothing; its attention is sharp enough that a wrong row, head or
+layer shows as a large difference.
     build_model(seed)               the model in memory
     save_model(folder, seed)        the same as a folder that `load_model` opens
 """
@@ -136,18 +135,19 @@ def build_config(tokenizer: Qwen2Tokenizer, layers: int = 4) -> Qwen2_5_VLConfig
 def build_model(
     seed: int = 0, layers: int = 4, tokenizer: Qwen2Tokenizer | None = None
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model in float32, eval mode. Equal seed, equal weights; leaves global generators be."""
+    """The model in float32, eval mode. Same seed, same weights; does not change global
+    generators."""
     tokenizer = tokenizer or build_tokenizer()
     config = build_config(tokenizer, layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config).eval().to(torch.float32)
         for parameter in model.parameters():
-            if parameter.dim() > 1:  # norms and biases keep what the library gives them
+            if parameter.dim() > 1:  # norms and biases keep the library's values
                 # 1 / sqrt(hidden size): signals keep their size from layer to layer.
                 torch.nn.init.normal_(parameter, std=0.125)
         for layer in model.model.language_model.layers:
-            # Sharper rows: nearly uniform ones would hide a mistake in which row is taken.
+            # Sharper rows: nearly uniform ones would hide that a wrong row is used.
             layer.self_attn.q_proj.weight.data.mul_(1.5)
     end = config.text_config.eos_token_id
     model.generation_config = GenerationConfig(
@@ -158,7 +158,7 @@ def build_model(
 
 def save_model(folder: Path, seed: int = 0, layers: int = 4) -> Path:
     """Write model, tokenizer, chat template and image processor to `folder`, like a checkpoint."""
-    # The one that `transformers` exports is a placeholder that raises where torchvision is missing.
+    # The class that `transformers` exports is a placeholder that fails without torchvision.
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as without_torchvision
 
     tokenizer = build_tokenizer()

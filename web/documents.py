@@ -1,8 +1,8 @@
-"""The project's documents, for whoever reads on the page: `docs/*.md` and the reports that they
-name as plain web pages, with their pictures.
+"""Serves the project's documents to readers of the page: `docs/*.md`, the reports that they link
+to, and their pictures, as plain web pages.
 
-Served by the app itself under `read/`, read-only and from a list made at the start, so that no name
-in a request can lead anywhere else, and nothing is asked from another machine.
+The app serves them itself under `read/`. They are read-only and come from a list that is made at
+the start, so no name in a request can lead to another file. No other machine is contacted.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ td, th {{ border: 1px solid var(--line); padding: .25rem .6rem; text-align: left
 
 
 def slug(heading: str) -> str:
-    """The name by which links reach a heading, as repositories make it."""
+    """The name by which links reach a heading, made as code hosts make it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
 def as_page(text: str, depth: int = 0) -> str:
-    """Markdown as a web page, so many folders below the documents; HTML in it stays text.
+    """Markdown as a web page. HTML in it is shown as text.
 
-    Links to files that the app does not serve (code, what is outside `docs`) become plain text.
+    `depth` is the number of folders between the page and the folder of documents. Links to files
+    that the app does not serve (code, files outside `docs`) become plain text.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = reader.parse(text)
@@ -72,8 +73,8 @@ class Documents:
     def __init__(self, app: ASGIApp, folder: Path = DOCS) -> None:
         self._app = app
         patterns = ("*.md", "images/*.png", "reports/*/*.md")
-        found = [path for pattern in patterns for path in folder.glob(pattern)]
-        self._files = {path.relative_to(folder).as_posix(): path for path in found}
+        paths = [path for pattern in patterns for path in folder.glob(pattern)]
+        self._files = {path.relative_to(folder).as_posix(): path for path in paths}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")

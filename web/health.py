@@ -1,8 +1,9 @@
-"""Whether what does the work is alive: `/health`, and a watchdog that may end the process.
+"""Whether the parts that do the work are alive: `/health`, and a watchdog that may end the process.
 
-What works here: the server's event loop, Gradio's task that takes events from its queue, and the
-threads of jobs. A process in which one of these is dead takes requests and answers nothing, so
-whoever runs it (a container, systemd) has to be told: by 503, or by the process's end.
+These parts are the server's event loop, Gradio's task that takes events from its queue, and the
+threads of jobs. If one of them is dead, the process accepts requests but never answers them. So
+whatever runs the process (a container, systemd) has to be told: by status 503, or by the end of the
+process.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ log = logging.getLogger(__name__)
 
 PATH = "/health"
 BEAT_SECONDS = 0.5
-SILENT_SECONDS = 30.0  # of the event loop, after which it counts as dead
+SILENT_SECONDS = 30.0  # an event loop silent this long counts as dead
 EXIT_CODE = 70  # EX_SOFTWARE
-QUEUE_TASK = "Queue.start_processing"  # of Gradio
+QUEUE_TASK = "Queue.start_processing"  # Gradio's task
 
 
 @dataclass
 class Health:
-    """How the app is; one object an app.
+    """The state of the app. Each app has one such object.
 
     Attributes:
-        beat: when the event loop was last seen alive, on `time.monotonic`; 0 before it runs.
-        queue_seen, queue_runs: whether Gradio's task that takes events was ever there, and is.
+        beat: time (`time.monotonic`) at which the event loop was last seen alive; 0 before it runs.
+        queue_seen: whether Gradio's task that takes events has ever been seen.
+        queue_runs: whether that task runs now.
     """
 
     loaded: LoadedModel
@@ -52,16 +54,16 @@ class Health:
     began: float = field(default_factory=time.monotonic)
 
     def dead(self) -> tuple[str, ...]:
-        """What is dead, in words; empty where all is well."""
-        found = []
+        """What is dead, in words; empty if everything works."""
+        reasons = []
         if self.beat and time.monotonic() - self.beat > SILENT_SECONDS:
-            found.append("the server's event loop does not run")
+            reasons.append("the server's event loop does not run")
         if self.queue_seen and not self.queue_runs:
-            found.append("the queue of events is not served any more")
-        return (*found, *self.runner.stuck)
+            reasons.append("the queue of events is not served any more")
+        return (*reasons, *self.runner.stuck)
 
     def value(self) -> dict[str, Any]:
-        """What `/health` says: plain values without a name of a user, a file or a prompt."""
+        """The answer of `/health`: plain values, no names of users or files, no prompts."""
         state, dead = self.loaded.state, self.dead()
         return {
             "status": "dead" if dead else "ok",
@@ -76,7 +78,7 @@ class Health:
         }
 
     async def watch_loop(self) -> None:
-        """A task of the event loop, for as long as it runs."""
+        """A task that runs as long as the event loop does."""
         while True:
             self.beat = time.monotonic()
             self.queue_runs = any(_is_queue(task) for task in asyncio.all_tasks())
@@ -108,13 +110,13 @@ class HealthRoute:
 
 
 class Watchdog:
-    """A thread that looks at the app's health, says once what is dead, and may end the process.
+    """A thread that checks the app's health, reports once what is dead, and may end the process.
 
     Args:
-        health: of the app.
-        ends: whether a dead worker ends the process, so that whatever started it starts another.
-        every: seconds between two looks.
-        end: ends the process; tests put their own here.
+        health: the health of the app.
+        ends: whether a dead worker ends the process, so that its supervisor starts a new one.
+        every: seconds between two checks.
+        end: ends the process; tests pass their own function.
     """
 
     def __init__(
@@ -129,11 +131,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start checking."""
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._over.set()
 
     def _watch(self) -> None:

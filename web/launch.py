@@ -1,4 +1,4 @@
-"""Opens the page's address, with everything of Gradio that reaches out or in switched off."""
+"""Starts the server, with every feature of Gradio switched off that connects to other machines."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from sinkscope.web.server.events import Events, withdrawn_now
 from sinkscope.web.server.guards import guards
 from sinkscope.web.server.kept_files import KeptFiles
 from sinkscope.web.server.login import users_of
-from sinkscope.web.server.memory import Returning
+from sinkscope.web.server.memory import MemoryReturner
 from sinkscope.web.server.presence import Attendance, Presence, session_of
 from sinkscope.web.server.security import middleware
-from sinkscope.web.server.sessions import MOST_SESSIONS, lighten, sweep
+from sinkscope.web.server.sessions import MOST_SESSIONS, sweep_sessions, use_light_sessions
 
 
 def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
-    """Open the address and begin to load the model; with `wait`, return when the server ends.
+    """Start the server and the loading of the model. With `wait`, return when the server ends.
 
     Args:
-        app: what `build_app` made.
+        app: what `build_app` returned.
         wait: whether to block.
-        token: what page and API ask for (`web.server.access.token_for`, which every start by
-        command
-            goes by); None: that of the settings, and where they give none, none.
+        token: the access token that page and API require (`web.server.access.token_for`, which
+            every start from the command line uses). None: the token of the settings; if they have
+            none, no token is required.
 
     Returns:
-        The address, without the token. Port 0 of the settings has become a free port in it.
+        The address, without the token. If the settings say port 0, it has the free port chosen.
 
     Raises:
-        OSError: the host is not this machine's, or the port is in use.
+        OSError: the host is not an address of this machine, or the port is in use.
         ValueError: the file of users, the certificate or its key cannot be used.
     """
     settings = app.settings.app
     token = token or (settings.token if settings.token != NO_TOKEN else None)
     users = users_of(settings)
     check_tls(settings)
-    port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
+    port = _usable_port(settings.host, settings.port)  # checked before a model is loaded
     if app.loaded.state.phase == "none" and not settings.read_only:
         app.loaded.load(app.settings.model)
     presence = Presence()
@@ -62,7 +62,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     app.handlers.runner.withdrawing = partial(withdrawn_now, app.blocks)
     health = Health(app.loaded, app.handlers.runner, app.handlers.store)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
-    alone = not settings.login  # what is asked for does not depend on who asks
+    alone = not settings.login  # without a login, answers do not depend on the user
     inside = [
         Middleware(HealthRoute, health=health),
         Middleware(Documents),
@@ -84,7 +84,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         auth=users,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
-        ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
+        ssl_verify=settings.tls_cert is None,  # for Gradio's requests to itself
         app_kwargs={
             "middleware": [*layers, *inside],
             "lifespan": partial(_alive, app, health, presence),
@@ -103,11 +103,11 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         state_session_capacity=MOST_SESSIONS,
         prevent_thread_lock=True,
         quiet=True,
-        # Else one answer that takes over 3 s (a busy machine) ends the start. That the server
-        # answers is known by then: Gradio has called its start-up events through it.
+        # Otherwise Gradio ends the start if one of its requests takes over 3 s (a busy machine). By
+        # now the server is known to answer: Gradio has called its start-up events through it.
         _frontend=False,
     )
-    lighten(app.blocks)
+    use_light_sessions(app.blocks)
     if wait:
         app.blocks.block_thread()
     return address
@@ -115,13 +115,13 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
 
 @asynccontextmanager
 async def _alive(app: App, health: Health, presence: Presence, _: object) -> AsyncIterator[None]:
-    """As long as the server: what runs beside it ends with it."""
+    """Runs background tasks as long as the server runs and ends them with it."""
     settings, store, runner = app.settings.app, app.handlers.store, app.handlers.runner
     watchdog = Watchdog(health, settings.exit_on_dead_worker)
-    memory = Returning(lambda: bool(runner.under_way))
+    memory = MemoryReturner(lambda: bool(runner.under_way))
     tasks = [
         asyncio.create_task(one)
-        for one in (health.watch_loop(), memory.watch(), sweep(app.blocks, presence.there))
+        for one in (health.watch_loop(), memory.watch(), sweep_sessions(app.blocks, presence.there))
     ]
     if settings.retention_days:
         tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))
@@ -154,13 +154,13 @@ def check_tls(settings: AppSettings) -> None:
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (ssl.SSLError, OSError) as error:
         raise ValueError(
-            "tls_cert and tls_key are no certificate with its key; allowed: PEM files that belong "
-            "together, the key without a password."
+            "tls_cert and tls_key are not a certificate with its key; allowed: PEM files that "
+            "belong together, the key without a password."
         ) from error
 
 
 def _usable_port(host: str, port: int) -> int:
-    """The port, or a free one for 0: Gradio would take 7860 and say nothing of it."""
+    """The port, or a free one for 0. (For 0, Gradio would silently use 7860.)"""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as probe:
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""The page: its tabs under one line about the model, and what is behind them.
+"""The page: its tabs below one line about the model, and the objects behind them.
 
-app = build_app(settings)       everything connected, nothing loaded, nothing listening
-launch(app)                     (web.launch) opens the address, then loads the model
+app = build_app(settings)       everything is connected; nothing is loaded, no port is open
+launch(app)                     (web.launch) starts the server, then loads the model
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sinkscope.web.explore.picker import MODELS
 from sinkscope.web.explore.region import LastTested
 from sinkscope.web.explore.tab import build_explore
 from sinkscope.web.runs.example import Example, load_example, read_examples
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.owners import OwnedRuns
 from sinkscope.web.runs.store import Run, RunStore
@@ -39,7 +39,7 @@ from sinkscope.web.sinks.tab import build_sinks
 
 @dataclass(frozen=True)
 class App:
-    """The page and what is behind it."""
+    """The page and the objects behind it."""
 
     blocks: gr.Blocks
     handlers: Handlers
@@ -62,14 +62,14 @@ def build_app(
     """Connect everything. Without a `handle`, `launch` loads the model of the settings.
 
     Args:
-        settings: of this start.
-        handle: for tests and notebooks.
-        engine: what computes runs.
-        estimate: what says before a run what it will take.
-        loaded: what loads models.
-        sinks: what finds and validates sink dimensions.
-        example: the run on screen at first; None takes the one that ships with the project.
-        examples: pictures to offer; None takes the bundled ones.
+        settings: settings of this start.
+        handle: a loaded model, for tests and notebooks.
+        engine: computes runs.
+        estimate: predicts the cost of a run before it starts.
+        loaded: loads models.
+        sinks: finds and validates sink dimensions.
+        example: the run that is shown first; None: the one that ships with the project.
+        examples: pictures to offer; None: the bundled ones.
     """
     loaded = loaded or LoadedModel()
     if handle is not None:
@@ -87,7 +87,7 @@ def build_app(
     ) as page:
         if settings.app.read_only:
             gr.Markdown(READ_ONLY, elem_id="read-only")
-        status = drawn("status", status_value(loaded.state))
+        status = html_component("status", status_value(loaded.state))
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 last = LastTested()

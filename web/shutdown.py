@@ -1,4 +1,4 @@
-"""The end of a start: SIGTERM and Ctrl-C stop what runs, keep its part, and close the server."""
+"""The end of the server: SIGTERM and Ctrl-C stop all jobs, keep their partial results and close."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sinkscope.web.page import App
 
 log = logging.getLogger(__name__)
 
-KEPT_WITHIN = 5.0  # seconds in which stopped jobs keep what they have
-CLOSED_WITHIN = 12.0  # after the signal; then the process ends whatever still hangs
+KEPT_WITHIN = 5.0  # seconds that stopped jobs have to store their partial results
+CLOSED_WITHIN = 12.0  # seconds after the signal; then the process ends in any case
 TICK = 0.05
 
 
 def serve(app: App) -> None:
-    """Wait for SIGTERM or SIGINT, then end in order. For the main thread."""
+    """Wait for SIGTERM or SIGINT, then shut down in order. Call it in the main thread."""
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():  # a second Ctrl-C: at once
+        if asked.is_set():  # a second signal ends the process at once
             os._exit(128 + number)
         asked.set()
 
@@ -32,21 +32,21 @@ def serve(app: App) -> None:
     while not asked.wait(0.5):
         if not app.blocks.is_running:
             return
-    last = threading.Timer(CLOSED_WITHIN, os._exit, (1,))  # a thread that cannot be ended
+    last = threading.Timer(CLOSED_WITHIN, os._exit, (1,))  # in case a thread does not end
     last.daemon = True
     last.start()
     end(app)
 
 
 def end(app: App) -> None:
-    """Stop all jobs, give them a moment to keep their part, and close the server."""
+    """Stop all jobs, give them a moment to store partial results, and close the server."""
     runner = app.handlers.runner
     until = time.monotonic() + KEPT_WITHIN
     log.info("ending: %d jobs are stopped", len(runner.under_way))
     while (jobs := runner.under_way) and time.monotonic() < until:
-        for job in jobs:  # those that come meanwhile too
+        for job in jobs:  # including jobs that were added meanwhile
             job.stop(job.owner)
         time.sleep(TICK)
-    # What a job has is stored by what streams it, in the same breath as it ends.
+    # Whatever streams a job stores its partial result in the same step in which the job ends.
     app.blocks.close(verbose=False)
     log.info("ended")

@@ -3,7 +3,7 @@
 1. The prompt passes through the model in a session, as for transformers' `generate`, but its keys
    go straight into the fixed cache (`cache`). The session ends there: steps need no hooks.
 2. A step (`step`) makes one token of each batch row. On CUDA it is recorded (`recording`) and
-   replayed. All it says about a token is one small copy, for which the host waits: once per token.
+   replayed. Its output about a token is one small copy; the host waits for it once per token.
    On a GPU the next step is launched before a token is reported.
 3. Rows, reduced as in `capture.recorder`, wait on the device for a block of tokens (`history`).
 4. The step is kept with the model (`store`), with the interventions that changed rows in it. A
@@ -22,30 +22,30 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
-from sinkscope.capture import crossing
+from sinkscope.capture import host_copies
 from sinkscope.capture.engine.cache import FixedCache, capacity_for
-from sinkscope.capture.engine.choosing import Rule, chosen_behind, processors_of
+from sinkscope.capture.engine.choosing import Rule, chosen_by_processors, processors_of
 from sinkscope.capture.engine.clock import Clock
-from sinkscope.capture.engine.history import Landing, Shape, pinned_like
+from sinkscope.capture.engine.history import HistoryCopies, Shape, pinned_like
 from sinkscope.capture.engine.recording import (
     COMPILED_WARM_UPS,
     WARM_UPS,
     RecordingFailedError,
     can_record,
-    crosses,
+    needs_host_copy,
     record,
     runs_ahead,
 )
 from sinkscope.capture.engine.step import DecodeStep, StepKey
-from sinkscope.capture.engine.store import let_go, store_of
+from sinkscope.capture.engine.store import release_steps, store_of
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.run import Decoding, Ending, on_device, seeded
 from sinkscope.capture.session import Session, attached
-from sinkscope.capture.tokens import TokenProbe, Weights
+from sinkscope.capture.tokens import TokenProbe, TokenStatistics
 from sinkscope.config import GenerationSettings
-from sinkscope.interventions.base import Acting, Intervention, overrides
+from sinkscope.interventions.base import ActiveIntervention, Intervention, overrides
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 COMPILING = "Compiling the text model for answers of this size, which may take minutes"
 
 
-class NoStepsError(Exception):
+class StepsUnavailableError(Exception):
     """A run cannot be made by steps; the text says why, as the end of a sentence."""
 
 
@@ -68,8 +68,8 @@ class StepRun:
         rows: the rows that explain the answer, one probe a batch row.
         others: other probes; they see only the prompt.
         interventions: what changes rows.
-        tokens: what receives the tokens, one per batch row.
-        ending: what ends answers; it passes tokens on to `tokens`.
+        tokens: receivers of the tokens, one per batch row.
+        ending: ends answers; passes tokens on to `tokens`.
         on_stage: called with a description of the stage if the next token will take long.
     """
 
@@ -96,7 +96,7 @@ class StepRun:
 
 
 @dataclass(frozen=True)
-class StepsMade:
+class StepAnswer:
     """The result of a run by steps.
 
     Attributes:
@@ -110,17 +110,17 @@ class StepsMade:
     why: str
 
 
-def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepsMade:
+def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepAnswer:
     """Make the answers. The handle's lock must be held.
 
     Args:
         handle: the model, on one device.
-        run: what is asked.
+        run: the request.
 
     Raises:
-        NoStepsError: something acts on the model in a way that steps do not support. No token has
-        been reported then. torch.OutOfMemoryError: the device is full; some tokens may have been
-        reported.
+        StepsUnavailableError: something acts on the model in a way that steps do not support. No
+            token has been reported then.
+        torch.OutOfMemoryError: the device's memory is full; some tokens may have been reported.
         ValueError: as `capture.answer.answer`.
     """
     with _current(handle.device):
@@ -129,7 +129,7 @@ def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepsMade:
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """A recording, an event and a stream are the current device's."""
+    """Recordings, events and streams belong to the current device."""
     if device.type != "cuda":
         yield
         return
@@ -137,7 +137,7 @@ def _current(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
+def _answer(handle: ModelHandle, run: StepRun) -> StepAnswer:
     ids = torch.tensor([run.inputs.token_ids], device=handle.device).expand(run.batch, -1)
     config = run.decoding.config
     processors = processors_of(handle, config, run.decoding.about["used"], ids)
@@ -162,16 +162,16 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
         position_ids, logits = _pass_prompt(handle, run, ids, step.cache)
     heads = handle.info.heads
     states = [state for acting in session.acting for state in acting.step_state(heads)]
-    if kept is not None and not step.takes(states):
+    if kept is not None and not step.accepts(states):
         kept = None
     if kept is None:
-        step.changed_by(session.row_changes, states, clock, run.inputs.layout.length)
+        step.set_interventions(session.row_changes, states, clock, run.inputs.layout.length)
     elif states:
         torch._foreach_copy_(list(step.states), states)
     with torch.no_grad(), seeded(run.settings.seed, handle.device):
         step.begin(run.inputs.layout, position_ids, logits, ids)
         rows = [session[probe] for probe in run.rows]
-        landing = Landing(step.history, rows, run.inputs.layout.vision_tokens)
+        landing = HistoryCopies(step.history, rows, run.inputs.layout.vision_tokens)
         driver = _Driver(handle, run, step, landing, processors, ids)
         driver.answer()
         landing.finish()
@@ -180,30 +180,32 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     step.end()
     if all(acting.step_key() is not None for acting in session.acting):
         store_of(handle).put(step)
-    return StepsMade(session, step.recording is not None, driver.why)
+    return StepAnswer(session, step.recording is not None, driver.why)
 
 
 def _check(session: Session) -> None:
-    """Raises `NoStepsError` if something acts after the prompt on anything but rows."""
+    """Raises `StepsUnavailableError` if something acts after the prompt on anything but rows."""
     for acting in session.acting:
         edits = getattr(acting, "edits", ())
         ranges = [at.positions for at in edits]
         late = any(r is None or (len(r) and r[-1] >= session.run.length) for r in ranges)
         if late or overrides(acting, "mask"):
-            raise NoStepsError(
+            raise StepsUnavailableError(
                 f"{type(acting).__name__} acts on something other than attention rows"
             )
         if not overrides(acting, "rows"):
             continue
         span: range | None = getattr(acting, "row_positions", None)
         if span is not None and not (span.start <= session.run.length and span.stop >= 1 << 40):
-            raise NoStepsError(f"{type(acting).__name__} acts on only some tokens of the answer")
+            raise StepsUnavailableError(
+                f"{type(acting).__name__} acts on only some tokens of the answer"
+            )
 
 
 def _key(
     handle: ModelHandle,
     run: StepRun,
-    acting: Sequence[Acting],
+    acting: Sequence[ActiveIntervention],
     capacity: int,
     rule: Rule | None,
 ) -> StepKey:
@@ -272,32 +274,32 @@ class _Driver:
         handle: ModelHandle,
         run: StepRun,
         step: DecodeStep,
-        landing: Landing,
+        landing: HistoryCopies,
         processors: LogitsProcessorList,
         ids: Tensor,
     ) -> None:
         self._handle, self._run, self._step, self._landing = handle, run, step, landing
         self._processors, self._ids = processors, ids
         self._on_host = [list(run.inputs.token_ids) for _ in range(run.batch)]
-        self._crosses = crosses(handle.device)
+        self._crosses = needs_host_copy(handle.device)
         self._ready = step.recording is not None or not can_record(handle.device)
         self._ahead = runs_ahead(handle.device)
         self._pinned: Tensor | None = None
         self.why = ""
 
     def answer(self) -> None:
-        """Until all rows have ended."""
+        """Run until all rows have ended."""
         run = self._run
         self._choose()
-        for made in range(1, run.limit + 1):
-            said = self._read()
-            tokens = [int(row[0]) for row in said]
-            going = made < run.limit and not run.ending.ends_with(tokens)
+        for count in range(1, run.limit + 1):
+            statistics = self._read()
+            tokens = [int(row[0]) for row in statistics]
+            going = count < run.limit and not run.ending.ends_with(tokens)
             ahead = going and self._ahead and self._ready
             if ahead:
                 self._launch()
-            over = self._tell(tokens, said)
-            if all(over) or made == run.limit:
+            over = self._report(tokens, statistics)
+            if all(over) or count == run.limit:
                 return
             if not ahead:
                 self._launch()
@@ -306,13 +308,13 @@ class _Driver:
         if self._step.rule is not None:
             self._step.choose()
         else:
-            self._choose_behind()
+            self._choose_by_processors()
 
-    def _choose_behind(self) -> None:
+    def _choose_by_processors(self) -> None:
         logits = self._step.logits
         assert logits is not None
         sampled = bool(self._run.decoding.config.do_sample)
-        token = chosen_behind(self._processors, sampled, self._ids, logits)
+        token = chosen_by_processors(self._processors, sampled, self._ids, logits)
         self._step.take(token)
         self._ids = torch.cat([self._ids, token[:, None]], 1)
 
@@ -326,41 +328,45 @@ class _Driver:
             self._record()
         self._step.launch()
         if self._step.rule is None:
-            self._choose_behind()
-        self._landing.land()
-        self._landing.stepped()
+            self._choose_by_processors()
+        self._landing.collect()
+        self._landing.count_step()
 
     def _record(self) -> None:
         self._ready = True
         step = self._step
         warm_ups = COMPILED_WARM_UPS if step.key.compiled else WARM_UPS
         try:
-            step.recording = record(step, step.moving(), self._handle.device, warm_ups)
+            step.recording = record(step, step.changing_tensors(), self._handle.device, warm_ups)
         except RecordingFailedError as error:
-            let_go(self._handle)
+            release_steps(self._handle)
             self.why = f"the step cannot be recorded: {error}"
 
     def _read(self) -> list[list[float]]:
         """The values of the newest tokens: the one copy per token for which the host waits."""
-        said = self._step.said
-        assert said is not None
-        arrived = said
+        statistics = self._step.statistics
+        assert statistics is not None
+        arrived = statistics
         if self._crosses:
             if self._pinned is None:
-                self._pinned = pinned_like(said)
-            arrived = self._pinned.copy_(said, non_blocking=True)
-            crossing.marked(said.device).synchronize()
+                self._pinned = pinned_like(statistics)
+            arrived = self._pinned.copy_(statistics, non_blocking=True)
+            host_copies.record_event(statistics.device).synchronize()
         rows: list[list[float]] = arrived.tolist()
         return rows
 
-    def _tell(self, tokens: list[int], said: list[list[float]]) -> list[bool]:
-        for probe, (_, own, rank, *likeliest) in zip(self._run.tokens, said, strict=True):
+    def _report(self, tokens: list[int], statistics: list[list[float]]) -> list[bool]:
+        for probe, (_, log_probability, rank, *likeliest) in zip(
+            self._run.tokens, statistics, strict=True
+        ):
             half = len(likeliest) // 2
             ids, logs = likeliest[:half], likeliest[half:]
-            probe.see_weights(Weights(own, int(rank), tuple(map(int, ids)), tuple(logs)))
+            probe.see_statistics(
+                TokenStatistics(log_probability, int(rank), tuple(map(int, ids)), tuple(logs))
+            )
         whole = None
         if self._run.ending.needs_ids:
             for row, token in zip(self._on_host, tokens, strict=True):
                 row.append(token)
             whole = torch.tensor(self._on_host)
-        return self._run.ending.tell(tokens, whole)
+        return self._run.ending.report(tokens, whole)

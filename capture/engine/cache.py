@@ -1,4 +1,4 @@
-"""Keys and values with a fixed capacity, which stay where they are from the prompt to the end."""
+"""Keys and values with a fixed capacity, at fixed addresses from the prompt to the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-CAPACITY_STEP = 64  # positions; runs of about one length share a recorded step
+CAPACITY_STEP = 64  # positions; runs of similar length share a recorded step
 
 
 def capacity_for(positions: int) -> int:
@@ -78,7 +78,7 @@ class FixedCache(DynamicCache):
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__()
         self.fixed = [FixedLayer(capacity) for _ in range(layers)]
-        self.layers = [*self.fixed]  # as the library names them
+        self.layers = [*self.fixed]  # the name that the library uses
 
     def begin(self, prefix: DynamicCache | None, rows: int) -> None:
         """Clear it, and take over the keys of a prefix (batch 1) for `rows` rows."""
@@ -95,6 +95,6 @@ class FixedCache(DynamicCache):
 
     @property
     def nbytes(self) -> int:
-        """Of all layers."""
+        """Bytes of all layers."""
         tensors = (t for layer in self.fixed for t in (layer.keys, layer.values) if t is not None)
         return sum(t.numel() * t.element_size() for t in tensors)

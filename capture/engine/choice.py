@@ -28,8 +28,8 @@ class EngineChoice:
         """For `GenerationTrace.extra`; empty if the loop ran as requested."""
         if self.used == "loop" and not self.why:
             return {}
-        said = {"asked": self.asked, "used": self.used}
-        return {"engine": {**said, "why": self.why} if self.why else said}
+        about = {"asked": self.asked, "used": self.used}
+        return {"engine": {**about, "why": self.why} if self.why else about}
 
 
 def choose_engine(handle: ModelHandle, settings: GenerationSettings) -> EngineChoice:

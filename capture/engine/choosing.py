@@ -54,27 +54,27 @@ def processors_of(
 
 def _known(used: Mapping[str, Any]) -> LogitsProcessorList:
     """The usual settings, without asking `generate`, which reads the host."""
-    made = LogitsProcessorList()
+    processors = LogitsProcessorList()
     if "repetition_penalty" in used:
-        made.append(RepetitionPenaltyLogitsProcessor(float(used["repetition_penalty"])))
+        processors.append(RepetitionPenaltyLogitsProcessor(float(used["repetition_penalty"])))
     if used.get("do_sample"):
         if used.get("temperature", 1.0) != 1.0:
-            made.append(TemperatureLogitsWarper(float(used["temperature"])))
+            processors.append(TemperatureLogitsWarper(float(used["temperature"])))
         if used.get("top_k"):
-            made.append(TopKLogitsWarper(used["top_k"]))
+            processors.append(TopKLogitsWarper(used["top_k"]))
         if used.get("top_p", 1.0) < 1.0:
-            made.append(TopPLogitsWarper(used["top_p"]))
-    return made
+            processors.append(TopPLogitsWarper(used["top_p"]))
+    return processors
 
 
 def asked_of_generate(
     handle: ModelHandle, config: GenerationConfig, input_ids: Tensor
 ) -> LogitsProcessorList:
     """The processors that `generate` builds from a configuration, for this prompt (B, N)."""
-    found = LogitsProcessorList()
+    processors = LogitsProcessorList()
 
     def look(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        found.extend(kwargs["logits_processor"])
+        processors.extend(kwargs["logits_processor"])
         return input_ids
 
     handle.generate(
@@ -83,7 +83,7 @@ def asked_of_generate(
         generation_config=config,
         custom_generate=look,
     )
-    return found
+    return processors
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,10 @@ class Rule:
     @property
     def key(self) -> Hashable:
         """Equal for rules that choose in the same way."""
-        said = [(type(one).__name__, *map(str, sorted(vars(one).items()))) for one in self.warpers]
-        return (self.sampled, self.penalty, tuple(said))
+        warpers = [
+            (type(one).__name__, *map(str, sorted(vars(one).items()))) for one in self.warpers
+        ]
+        return (self.sampled, self.penalty, tuple(warpers))
 
     def choose(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """int64 (B,) of float32 (B, vocabulary); `seen` is bool of the same shape, which tokens a
@@ -137,7 +139,7 @@ class Rule:
         return (chances / torch.empty_like(chances).exponential_(1)).argmax(-1)
 
 
-def chosen_behind(
+def chosen_by_processors(
     processors: LogitsProcessorList, sampled: bool, input_ids: Tensor, logits: Tensor
 ) -> Tensor:
     """int64 (B,), by the processors themselves; input_ids (B, n), logits (B, vocabulary)."""
@@ -147,11 +149,11 @@ def chosen_behind(
     return torch.multinomial(torch.softmax(scores, -1), 1)[:, 0]
 
 
-def weighed(logits: Tensor, token: Tensor, alternatives: int) -> Tensor:
+def statistics_tensor(logits: Tensor, token: Tensor, alternatives: int) -> Tensor:
     """float64 (B, 3 + 2 x alternatives): token, its log-probability and rank, the likeliest tokens
     and their log-probabilities. One tensor, so that one copy is enough."""
     logs = torch.log_softmax(logits, -1)
     best, ids = logs.topk(min(alternatives, logs.shape[-1]), -1)
-    own = logs.gather(1, token[:, None])
-    rank = (logs > own).sum(-1, keepdim=True)
-    return torch.cat([part.double() for part in (token[:, None], own, rank, ids, best)], -1)
+    token_log = logs.gather(1, token[:, None])
+    rank = (logs > token_log).sum(-1, keepdim=True)
+    return torch.cat([part.double() for part in (token[:, None], token_log, rank, ids, best)], -1)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.capture import crossing
-from sinkscope.capture.engine.recording import crosses
+from sinkscope.capture import host_copies
+from sinkscope.capture.engine.recording import needs_host_copy
 from sinkscope.capture.recorder import SMALLEST, TraceRecorder
 from sinkscope.models.family import PromptLayout
 
-BLOCK_BYTES = 1 << 26  # of a block of tokens on the device, and of pinned memory on the host
-REDUCED_BYTES = 1 << 25  # what rows are reduced by at once
-REDUCED_COPIES = 4  # of rows in that: a logarithm, float64, the image's columns
+BLOCK_BYTES = 1 << 26  # bytes of a block of tokens on the device, and of pinned memory on the host
+REDUCED_BYTES = 1 << 25  # bytes of rows that are reduced at once
+REDUCED_COPIES = 4  # copies of rows in that: a logarithm, float64, the image's columns
 MOST_BLOCK = 256  # tokens
-COLUMN_STEP = 64  # images of about one size share a recorded step
+COLUMN_STEP = 64  # images of similar size share a recorded step
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shape:
 
     @property
     def token_bytes(self) -> int:
-        """Of one token: float16 columns, float32 shares and entropy."""
+        """Bytes of one token: float16 columns, float32 shares and entropy."""
         return self.layers * self.batch * self.heads * (2 * self.columns + 4 * self.segments + 4)
 
     def block(self, tokens: int) -> int:
@@ -130,11 +130,11 @@ class History:
 
     @property
     def nbytes(self) -> int:
-        """Of the block."""
+        """Bytes of the block."""
         return sum(part.numel() * part.element_size() for part in self.parts)
 
 
-class Landing:
+class HistoryCopies:
     """Copies one run's history to its recorders, a block at a time.
 
     On a GPU a full block is copied to pinned memory after the step that filled it, and from there
@@ -152,24 +152,24 @@ class Landing:
     ) -> None:
         self._history, self._recorders, self._columns = history, recorders, columns
         self._first, self._waiting = first, 0
-        self._crosses = crosses(history.slot.device)
+        self._needs_host_copy = needs_host_copy(history.slot.device)
         self._sent: tuple[int, list[Tensor], torch.cuda.Event | None] | None = None
         self._pinned: list[Tensor] | None = None
 
-    def stepped(self) -> None:
-        """A step was launched."""
+    def count_step(self) -> None:
+        """Count a step that was launched."""
         self._waiting += 1
         if self._waiting == self._history.tokens:
             self._send()
 
     def finish(self) -> None:
-        """Everything is in the recorders when this returns."""
+        """Copy everything into the recorders before returning."""
         if self._waiting:
             self._send()
-        self.land()
+        self.collect()
 
-    def land(self) -> None:
-        """Move what was sent into the recorders."""
+    def collect(self) -> None:
+        """Move finished copies into the recorders."""
         if self._sent is None:
             return
         first, parts, event = self._sent
@@ -186,25 +186,25 @@ class Landing:
             )
 
     def _send(self) -> None:
-        self.land()
+        self.collect()
         count, self._waiting = self._waiting, 0
         parts = [part[:count] for part in self._history.parts]
         event = None
-        if self._crosses:
+        if self._needs_host_copy:
             if self._pinned is None:
                 self._pinned = [pinned_like(part) for part in self._history.parts]
             for part, pinned in zip(parts, self._pinned, strict=True):
                 pinned[:count].copy_(part, non_blocking=True)
-            event = crossing.marked(parts[0].device)
+            event = host_copies.record_event(parts[0].device)
             parts = [pinned[:count] for pinned in self._pinned]
         self._sent = (self._first, parts, event)
         self._first += count
         self._history.slot.zero_()
         if event is None:  # the next step writes into the same memory
-            self.land()
+            self.collect()
 
 
 def pinned_like(values: Tensor) -> Tensor:
     """Memory on the host for a copy of a tensor, which a GPU can write to."""
     size = values.numel() * values.element_size()
-    return crossing.pinned(size).view(values.dtype).view(values.shape)
+    return host_copies.pinned_bytes(size).view(values.dtype).view(values.shape)

@@ -26,7 +26,7 @@ class Recording:
 
 
 class RecordingFailedError(RuntimeError):
-    """A step cannot be recorded; the text says why. It has been put back as it was."""
+    """A step cannot be recorded; the text says why. Its state has been restored."""
 
 
 def can_record(device: torch.device) -> bool:
@@ -40,7 +40,7 @@ def runs_ahead(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def crosses(device: torch.device) -> bool:
+def needs_host_copy(device: torch.device) -> bool:
     """Whether a step's output has to be copied to the host and waited for."""
     return device.type == "cuda"
 
@@ -52,7 +52,7 @@ def record(
 
     Args:
         step: runs on the current stream.
-        moving: what it writes and reads again.
+        moving: tensors that it writes and reads again.
         device: the current CUDA device.
         warm_ups: how often it runs before the recording, so that libraries allocate memory and code
             is compiled.
@@ -118,6 +118,6 @@ def _put_back(moving: Sequence[Tensor], device: torch.device) -> Iterator[None]:
 
 
 def first_line(error: Exception, longest: int = 300) -> str:
-    """Its first line, as part of a sentence."""
+    """The error's first line, as part of a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return line[:longest]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.capture.engine.cache import FixedCache
-from sinkscope.capture.engine.choosing import Rule, weighed
+from sinkscope.capture.engine.choosing import Rule, statistics_tensor
 from sinkscope.capture.engine.clock import Clock
 from sinkscope.capture.engine.history import History, Shape
 from sinkscope.capture.engine.recording import Recording
@@ -39,7 +39,8 @@ class StepKey:
         layers, heads: indices in the model that are kept.
         mean: the mean over the heads is kept.
         choice: `Rule.key`; None where tokens are chosen after the step.
-        changes: what changes rows (`Acting.step_key`); None is never equal to another run's.
+        changes: what changes rows (`ActiveIntervention.step_key`); None is never equal to another
+            run's.
         compiled: the text model is compiled.
     """
 
@@ -60,7 +61,7 @@ class DecodeStep:
     Args:
         handle: the model.
         key: what is fixed.
-        rule: how tokens are chosen; None: after the step, by `take`.
+        rule: how tokens are chosen; None: they are chosen after the step, by `take`.
 
     Attributes:
         cache: keys and values; the prompt is passed through the model with it.
@@ -68,9 +69,10 @@ class DecodeStep:
         rows: float32 (L, B, H', K), of the newest token.
         logits: float32 (B, vocabulary) of the newest position, where tokens are chosen after the
             step.
-        said: float64 (B, n), what is copied to the host about the newest token
-            (`choosing.weighed`).
-        states: tensors of the interventions on rows, in the order of `Acting.step_state`.
+        statistics: float64 (B, n), what is copied to the host about the newest token
+            (`choosing.statistics_tensor`).
+        states: tensors of the interventions on rows, in the order of
+            `ActiveIntervention.step_state`.
         ran: whether it was run before, so that all of it is compiled.
         recording: of this step, which `launch` replays; None: it is not recorded.
     """
@@ -93,7 +95,7 @@ class DecodeStep:
         self.history = History(shape, key.block, key.capacity, device, key.mean)
         self.position_ids: Tensor | None = None
         self.logits: Tensor | None = None
-        self.said: Tensor | None = None
+        self.statistics: Tensor | None = None
         self.seen: Tensor | None = None
         self.states: tuple[Tensor, ...] = ()
         self.ran = False
@@ -130,16 +132,16 @@ class DecodeStep:
             self.seen.zero_().scatter_(1, ids, True)
         if self.logits is None:
             self.logits = torch.empty_like(logits, dtype=torch.float32)
-            self.said = weighed(self.logits, self.ids[:, 0], ALTERNATIVES)
+            self.statistics = statistics_tensor(self.logits, self.ids[:, 0], ALTERNATIVES)
         self.logits.copy_(logits)
         self.cache.decode_at(self.position)
         self.clock.position = self.position
 
-    def takes(self, states: Sequence[Tensor]) -> bool:
+    def accepts(self, states: Sequence[Tensor]) -> bool:
         """Whether another run's values can be written into the tensors of the interventions."""
         return [(t.shape, t.dtype) for t in states] == [(t.shape, t.dtype) for t in self.states]
 
-    def changed_by(
+    def set_interventions(
         self,
         changes: Mapping[int, Sequence[RowChange]],
         states: Sequence[Tensor],
@@ -158,9 +160,9 @@ class DecodeStep:
         self.take(self.rule.choose(self.logits, self.seen))
 
     def take(self, token: Tensor) -> None:
-        """The next token int64 (B,): weigh it, and have the next step begin with it."""
-        assert self.logits is not None and self.said is not None
-        self.said.copy_(weighed(self.logits, token, ALTERNATIVES))
+        """The next token int64 (B,): compute its statistics; it is the input of the next step."""
+        assert self.logits is not None and self.statistics is not None
+        self.statistics.copy_(statistics_tensor(self.logits, token, ALTERNATIVES))
         self.ids.copy_(token[:, None])
         if self.seen is not None:
             self.seen.scatter_(1, self.ids, True)
@@ -195,15 +197,15 @@ class DecodeStep:
         if self.rule is not None:
             self.choose()
 
-    def moving(self) -> list[Tensor]:
-        """Everything that a step writes and the next one reads: to be restored after a trial."""
+    def changing_tensors(self) -> list[Tensor]:
+        """All tensors that a step writes and the next one reads; restored after a trial."""
         moving = [
             self.position,
             self.ids,
             self.history.slot,
             self.position_ids,
             self.logits,
-            self.said,
+            self.statistics,
         ]
         moving += [self.seen, *self.states]
         return [tensor for tensor in moving if tensor is not None]
@@ -215,8 +217,8 @@ class DecodeStep:
 
     @property
     def nbytes(self) -> int:
-        """Of its memory, on the device."""
-        own = [self.rows, *self.moving(), *self.history.parts]
-        tensors = sum(t.numel() * t.element_size() for t in own)
+        """Bytes of its memory on the device."""
+        buffers = [self.rows, *self.changing_tensors(), *self.history.parts]
+        tensors = sum(t.numel() * t.element_size() for t in buffers)
         recorded = 0 if self.recording is None else self.recording.nbytes
         return self.cache.nbytes + tensors + recorded

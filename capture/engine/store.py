@@ -10,7 +10,7 @@ from sinkscope.capture.engine.step import DecodeStep, StepKey
 from sinkscope.models.loading import ModelHandle
 
 MOST_STEPS = 4
-MOST_BYTES = 1 << 30  # and no more than a part of the device
+MOST_BYTES = 1 << 30  # and at most a part of the device's memory
 PART = 16
 NAME = "steps"  # in `ModelHandle.kept`
 
@@ -40,7 +40,7 @@ class StepStore:
 
     @property
     def nbytes(self) -> int:
-        """Of all steps."""
+        """Bytes of all steps."""
         return sum(step.nbytes for step in self._steps.values())
 
 
@@ -55,7 +55,7 @@ def store_of(handle: ModelHandle) -> StepStore:
     return store
 
 
-def let_go(handle: ModelHandle) -> None:
+def release_steps(handle: ModelHandle) -> None:
     """Drop all steps, to free their memory."""
     handle.kept.pop(NAME, None)
 

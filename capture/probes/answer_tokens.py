@@ -10,7 +10,7 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.tokens import TokenProbe
 from sinkscope.capture.trace import GeneratedToken
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AnswerTokens(Probe):
 
 
 class _LastLogits(Reader):
-    looks = (At("logits"),)
+    reads = (SiteSelection("logits"),)
 
     def __init__(self, tokens: TokenProbe) -> None:
         self._tokens = tokens

@@ -1,11 +1,11 @@
-"""What a probe is: a small class that reads from a run and changes nothing.
+"""Probes: small classes that read from a run and change nothing.
 
-A probe is a frozen dataclass that derives from `Probe`, names the sites it reads in `looks`, and
+A probe is a frozen dataclass that derives from `Probe`, names the sites it reads in `reads`, and
 returns from `see` what to keep of each:
 
     @dataclass(frozen=True)
     class Norms(Probe):
-        looks: tuple[At, ...] = (At("block_in"),)
+        reads: tuple[SiteSelection, ...] = (SiteSelection("block_in"),)
 
         def see(self, site, layer, values, positions):
             return values.norm(dim=-1)
@@ -25,21 +25,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 class Reader:
-    """A probe at work in one session: sees what is at the sites in `looks`."""
+    """A probe at work in one session: receives the values at the sites in `reads`."""
 
-    looks: tuple[At, ...]
+    reads: tuple[SiteSelection, ...]
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """What is at a site.
+        """Receive the values at a site.
 
         Args:
-            site: one of `looks`.
+            site: one of `reads`.
             layer: of the model; `models.sites.NO_LAYER` for the sites of the whole model.
-            values: as `models.sites` says; not to be written to. They may be a view of the model's
+            values: see `models.sites`; must not be written to. They may be a view of the model's
                 tensors, so copy or reduce what is kept for long.
             positions: the token positions that `values` are of.
         """
@@ -54,10 +54,10 @@ class Probe:
     """Something to observe. Derive a frozen dataclass from it.
 
     Attributes:
-        looks: the sites that `see` is shown; not needed where `begin` is overridden.
+        reads: the sites that `see` is shown; not needed where `begin` is overridden.
     """
 
-    looks: tuple[At, ...]
+    reads: tuple[SiteSelection, ...]
 
     def begin(self, run: RunInfo) -> Reader:
         """The reader of one run: by default a collector of what `see` returns.
@@ -76,14 +76,14 @@ class Collector(Reader):
     """Keeps what a probe returns, layer by layer and pass by pass."""
 
     def __init__(self, probe: Probe) -> None:
-        self.looks = tuple(probe.looks)
+        self.reads = tuple(probe.reads)
         self._probe = probe
         self._kept: dict[int, list[Any]] = {}
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        made = self._probe.see(site, layer, values, positions)
-        if made is not None:
-            self._kept.setdefault(layer, []).append(made)
+        kept = self._probe.see(site, layer, values, positions)
+        if kept is not None:
+            self._kept.setdefault(layer, []).append(kept)
 
     def result(self) -> dict[int, list[Any]]:
         """Layer -> what was kept, in the order it was seen."""

@@ -10,13 +10,13 @@ import torch
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import NO_END, SiteSelection
 
 
 @dataclass(frozen=True)
 class QueriesAndKeys(Probe):
     """Keeps queries from a position on, and all keys, of batch row 0; `session[probe]` is a
-    `Stasher`.
+    `QueriesKeysReader`.
 
     Attributes:
         layers: indices in the model.
@@ -26,11 +26,11 @@ class QueriesAndKeys(Probe):
     layers: tuple[int, ...]
     first: int = 0
 
-    def begin(self, run: RunInfo) -> Stasher:
-        return Stasher(self.layers, self.first)
+    def begin(self, run: RunInfo) -> QueriesKeysReader:
+        return QueriesKeysReader(self.layers, self.first)
 
 
-class Stasher(Reader):
+class QueriesKeysReader(Reader):
     """Queries as they come, and the newest keys.
 
     Attributes:
@@ -40,7 +40,7 @@ class Stasher(Reader):
     """
 
     def __init__(self, layers: Sequence[int], first: int) -> None:
-        self.looks = (At("queries_keys", tuple(layers), range(first, EVER)),)
+        self.reads = (SiteSelection("queries_keys", tuple(layers), range(first, NO_END)),)
         self.queries: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
         self.keys: dict[int, torch.Tensor] = {}
         self.scales: dict[int, float] = {}

@@ -10,12 +10,12 @@ import torch
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At, Positions
+from sinkscope.models.sites import Positions, SiteSelection
 
 
 @dataclass(frozen=True)
 class Rows(Probe):
-    """Keeps the softmax rows of some queries: `session[probe]` is a `RowsSeen`.
+    """Keeps the softmax rows of some queries: `session[probe]` is a `RowsReader`.
 
     Attributes:
         layers: indices of layers; None: all.
@@ -26,8 +26,8 @@ class Rows(Probe):
     layers: tuple[int, ...] | None = None
     positions: Positions = None
 
-    def begin(self, run: RunInfo) -> RowsSeen:
-        return RowsSeen(At("rows", self.layers, self.positions))
+    def begin(self, run: RunInfo) -> RowsReader:
+        return RowsReader(SiteSelection("rows", self.layers, self.positions))
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class RowBlock:
     values: torch.Tensor
 
 
-class RowsSeen(Reader, Mapping[tuple[int, int], torch.Tensor]):
+class RowsReader(Reader, Mapping[tuple[int, int], torch.Tensor]):
     """(layer, position of the query) -> float32 (B, H, K), views of the blocks.
 
     Attributes:
         blocks: in the order in which they were computed.
     """
 
-    def __init__(self, at: At) -> None:
-        self.looks = (at,)
+    def __init__(self, at: SiteSelection) -> None:
+        self.reads = (at,)
         self.blocks: list[RowBlock] = []
         self._place: dict[tuple[int, int], tuple[int, int]] = {}
 

@@ -13,7 +13,7 @@ from sinkscope.capture.trace import LayerSinks
 from sinkscope.config import Dialect
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sink_score import FIRST_LAYER, Norms, above_threshold
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ScoreReader(Reader):
     and the scores of all layers are computed at once."""
 
     def __init__(self, probe: SinkScores, run: RunInfo) -> None:
-        self.looks = (At("block_in", None, range(run.length)),)
+        self.reads = (SiteSelection("block_in", None, range(run.length)),)
         self._probe, self._run = probe, run
         self._known = dict(run.scores_before(probe.dims))  # of a shared prefix
         self._seen: dict[int, list[Norms]] = {}
@@ -75,16 +75,16 @@ class ScoreReader(Reader):
         for group in passes.values():
             whole = torch.stack([norms.whole[row] for _, norms in group])
             peak = torch.stack([norms.peak[row] for _, norms in group])
-            made = Norms(whole, peak, group[0][1].size).scores()
-            for (layer, _), own in zip(group, made.unbind(), strict=True):
-                parts.setdefault(layer, []).append(own)
+            scores = Norms(whole, peak, group[0][1].size).scores()
+            for (layer, _), layer_scores in zip(group, scores.unbind(), strict=True):
+                parts.setdefault(layer, []).append(layer_scores)
         return {
-            layer: own[0] if len(own) == 1 else torch.cat(own)
-            for layer, own in sorted(parts.items())
+            layer: layer_scores[0] if len(layer_scores) == 1 else torch.cat(layer_scores)
+            for layer, layer_scores in sorted(parts.items())
         }
 
     def found(self) -> tuple[LayerSinks, ...]:
-        """Sinks of each layer from the third on (and of `also`), in order; empty where none are."""
+        """Sinks of each layer from the third on (and of `also`), in order; may be empty."""
         out = []
         for layer, scores in _on_host(self.scores()).items():
             if layer < FIRST_LAYER and layer not in self._probe.also:
@@ -99,6 +99,6 @@ class ScoreReader(Reader):
 
 def _on_host(scores: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """The same on the CPU: one copy if all layers are on one device."""
-    if len({own.device for own in scores.values()}) == 1:
+    if len({layer_scores.device for layer_scores in scores.values()}) == 1:
         return dict(zip(scores, torch.stack(list(scores.values())).cpu(), strict=True))
-    return {layer: own.cpu() for layer, own in scores.items()}
+    return {layer: layer_scores.cpu() for layer, layer_scores in scores.items()}

@@ -1,4 +1,4 @@
-"""What the text model was called with: embeddings, positions, mask."""
+"""Inputs of the text model: embeddings, positions, mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 OF_ONE_PASS = ("past_key_values", "use_cache")  # belongs to the pass, not to the prompt
 
@@ -21,11 +21,11 @@ class TextInputs(Probe):
     """
 
     def begin(self, run: RunInfo) -> Reader:
-        return _Call()
+        return _TextInputsReader()
 
 
-class _Call(Reader):
-    looks = (At("text_inputs"),)
+class _TextInputsReader(Reader):
+    reads = (SiteSelection("text_inputs"),)
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}

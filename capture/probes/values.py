@@ -10,7 +10,7 @@ import torch
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Values(Probe):
     """Keeps the values at one site: `session[probe]` is layer -> tensor (B, positions seen, ...).
 
     Attributes:
-        at: site, layers and positions. `At("block_in")` is the residual stream.
+        at: site, layers and positions. `SiteSelection("block_in")` is the residual stream.
 
     Raises:
         ValueError: the site's values are not a tensor (`queries_keys`, `text_inputs`), or have
             another probe (`rows`: see `capture.probes.rows`).
     """
 
-    at: At
+    at: SiteSelection
 
     def __post_init__(self) -> None:
         if self.at.site in ("rows", "queries_keys", "text_inputs"):
@@ -34,12 +34,12 @@ class Values(Probe):
             )
 
     def begin(self, run: RunInfo) -> Reader:
-        return _Kept(self.at)
+        return _ValuesReader(self.at)
 
 
-class _Kept(Reader):
-    def __init__(self, at: At) -> None:
-        self.looks = (at,)
+class _ValuesReader(Reader):
+    def __init__(self, at: SiteSelection) -> None:
+        self.reads = (at,)
         self._parts: dict[int, list[torch.Tensor]] = {}
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:

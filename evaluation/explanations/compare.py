@@ -34,7 +34,7 @@ ABOVE, BELOW, NOT_SHOWN = "better", "worse", "no difference shown"
 
 
 @dataclass(frozen=True)
-class Against:
+class ControlDifference:
     """A difference to a control: paired, with interval, corrected p and verdict."""
 
     control: str
@@ -53,7 +53,7 @@ class Figure:
     value: float
     interval: Interval
     targets: int
-    against: tuple[Against, ...] = ()
+    against: tuple[ControlDifference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def compare_scores(
     if not both:
         raise ValueError("No target has a map of every method, so they cannot be compared.")
     tallies = {name: _tally([found[name] for found in both]) for name in methods}
-    draws = bootstrap.draw(tallies, settings.resamples, settings.bootstrap_seed)
+    draws = bootstrap.resample(tallies, settings.resamples, settings.bootstrap_seed)
     figures = {
         score: _figures(score, methods, tallies, draws, settings, len(both))
         for score in SCORES
@@ -150,9 +150,10 @@ def _tally(records: Sequence[AnswerRecord]) -> Tally:
     entries: list[tuple[str, str, float]] = []
     for record in records:
         for score, value in record.details["scores"].items():
-            there = value is not None  # otherwise it is undefined for this target, for every method
-            entries.append((record.cluster, score, value if there else 0.0))
-            entries.append((record.cluster, f"n {score}", float(there)))
+            # Without a value it is undefined for this target, for every method.
+            defined = value is not None
+            entries.append((record.cluster, score, value if defined else 0.0))
+            entries.append((record.cluster, f"n {score}", float(defined)))
     return summed(entries, _means)
 
 
@@ -168,7 +169,7 @@ def _figures(
     score: str,
     methods: Sequence[str],
     tallies: Mapping[str, Tally],
-    draws: bootstrap.Draws,
+    draws: bootstrap.Resamples,
     settings: ScoreReportSettings,
     targets: int,
 ) -> dict[str, Figure]:
@@ -181,10 +182,10 @@ def _figures(
         zip(pairs, holm([bootstrap.p_value(drawn[pair]) for pair in pairs]), strict=True)
     )
     sign = SCORES[score][1]
-    made = {}
+    figures = {}
     for name in methods:
         against = tuple(
-            Against(
+            ControlDifference(
                 other,
                 values[name] - values[other],
                 bootstrap.percentiles(drawn[name, other], settings.confidence),
@@ -199,8 +200,8 @@ def _figures(
             # All images have it, or none: the bootstrap would report certainty.
             right = draws.clusters if values[name] else 0
             ends = wilson(right, draws.clusters, settings.confidence)
-        made[name] = Figure(score, name, values[name], ends, targets, against)
-    return made
+        figures[name] = Figure(score, name, values[name], ends, targets, against)
+    return figures
 
 
 def _verdict(difference: float, p: float, sign: int) -> str:
@@ -209,15 +210,15 @@ def _verdict(difference: float, p: float, sign: int) -> str:
     return ABOVE if (difference > 0) == (sign > 0) else BELOW
 
 
-def plain(found: Scores) -> dict[str, Any]:
+def plain(scores: Scores) -> dict[str, Any]:
     """As JSON has it."""
     return {
-        "targets": found.targets,
-        "clusters": found.clusters,
-        "chance": found.chance,
-        "left_out": dict(found.left_out),
-        "failed": dict(found.failed),
-        "lacking": {name: dict(of) for name, of in found.lacking.items()},
+        "targets": scores.targets,
+        "clusters": scores.clusters,
+        "chance": scores.chance,
+        "left_out": dict(scores.left_out),
+        "failed": dict(scores.failed),
+        "lacking": {name: dict(of) for name, of in scores.lacking.items()},
         "figures": {
             score: {
                 name: {
@@ -231,7 +232,7 @@ def plain(found: Scores) -> dict[str, Any]:
                 }
                 for name, one in of.items()
             }
-            for score, of in found.figures.items()
+            for score, of in scores.figures.items()
         },
     }
 

@@ -29,8 +29,8 @@ def control_map(name: str, grid: ImageGrid, target: str, seed: int) -> npt.NDArr
         raise ValueError(f"control is {name!r}; allowed: {', '.join(CONTROLS)}.")
     y = (np.arange(grid.rows) + 0.5) / grid.rows - 0.5
     x = (np.arange(grid.columns) + 0.5) / grid.columns - 0.5
-    made = np.exp(-(x[None] ** 2 + y[:, None] ** 2) / (2 * SPREAD**2))
-    return made.astype(np.float32)
+    gaussian = np.exp(-(x[None] ** 2 + y[:, None] ** 2) / (2 * SPREAD**2))
+    return gaussian.astype(np.float32)
 
 
 def seed_of(target: str, seed: int) -> int:

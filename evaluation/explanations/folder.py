@@ -23,10 +23,10 @@ import tomlkit
 
 from sinkscope.config import ModelSettings, from_mapping
 from sinkscope.evaluation.explanations.settings import ScoreSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
-from sinkscope.evaluation.wanted import Wanted
-from sinkscope.outside import read_json, read_toml
+from sinkscope.untrusted import read_json, read_toml
 from sinkscope.utils import write_atomically
 
 CONFIG = "score.toml"
@@ -50,9 +50,9 @@ class ScoreConfig:
     revision: str = ""
 
     @property
-    def methods(self) -> tuple[Wanted, ...]:
+    def methods(self) -> tuple[MethodSpec, ...]:
         """In the form that a run's folder needs."""
-        return tuple(Wanted(name) for name in self.names)
+        return tuple(MethodSpec(name) for name in self.names)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values without what is None."""
@@ -70,15 +70,14 @@ class ScoreConfig:
     def differences(self, other: ScoreConfig) -> list[str]:
         """The differences to another configuration, in words. The number of targets is not one: a
         run may be extended."""
-        found = []
+        differences = []
         for table, values in self.as_dict().items():
             others = other.as_dict()[table]
             for key in dict.fromkeys((*values, *others)):
                 if (table, key) != ("score", "limit") and values.get(key) != others.get(key):
-                    found.append(
-                        f"{key} is {_said(values.get(key))} there and {_said(others.get(key))} here"
-                    )
-        return found
+                    there, here = (_setting_text(one.get(key)) for one in (values, others))
+                    differences.append(f"{key} is {there} there and {here} here")
+        return differences
 
 
 def read_score_config(path: Path) -> ScoreConfig:
@@ -87,15 +86,15 @@ def read_score_config(path: Path) -> ScoreConfig:
     Raises:
         ValueError: it cannot be read, or a key or value is not allowed.
     """
-    made = read_toml(path, "The file")
-    if set(made) != {"score", "model", "made"}:
-        raise ValueError(f"{path.name} has {sorted(made)}; allowed: [score], [model], [made].")
-    names = made["made"].get("names", [])
+    table = read_toml(path, "The file")
+    if set(table) != {"score", "model", "made"}:
+        raise ValueError(f"{path.name} has {sorted(table)}; allowed: [score], [model], [made].")
+    names = table["made"].get("names", [])
     return ScoreConfig(
-        from_mapping(ScoreSettings, made["score"], f"{path.name} [score]"),
-        from_mapping(ModelSettings, made["model"], f"{path.name} [model]"),
+        from_mapping(ScoreSettings, table["score"], f"{path.name} [score]"),
+        from_mapping(ModelSettings, table["model"], f"{path.name} [model]"),
         tuple(map(str, names)),
-        str(made["made"].get("revision", "")),
+        str(table["made"].get("revision", "")),
     )
 
 
@@ -106,17 +105,17 @@ class ScoreFolder(RunFolder):
 
     def __init__(self, folder: Path, config: ScoreConfig) -> None:
         super().__init__(folder, config)  # type: ignore[arg-type]
-        self.own = config
+        self.score_config = config
 
     def __enter__(self) -> ScoreFolder:
         super().__enter__()
-        text = self.own.toml()
+        text = self.score_config.toml()
         write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
         return self
 
     def _check(self) -> None:
         if (self.folder / CONFIG).exists():
-            if differs := read_score_config(self.folder / CONFIG).differences(self.own):
+            if differs := read_score_config(self.folder / CONFIG).differences(self.score_config):
                 raise ValueError(
                     f"The folder {self.folder} holds another run: {'; '.join(differs[:5])}. Give "
                     "another folder, or the settings of that run."
@@ -157,5 +156,5 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _said(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return "not given" if value is None else json.dumps(value, ensure_ascii=False)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from sinkscope.capture.prefix import forward_prefix
 from sinkscope.evaluation.explanations.scores import filled
-from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.answers import PromptAndAnswer
 from sinkscope.experiments.region import BATCH_TOKENS
 from sinkscope.experiments.region_passes import cut
 from sinkscope.methods.masked import full_rows
@@ -114,7 +114,7 @@ def _log_probabilities(
     sets: Sequence[frozenset[int]],
 ) -> npt.NDArray[np.float64]:
     """float64 (sets,): sum of the tokens' log-probabilities without each set of cells."""
-    asked = Answered(inputs, tuple(answer), ("",) * len(answer))
+    asked = PromptAndAnswer(inputs, tuple(answer), ("",) * len(answer))
     with handle.lock:
         prefix = forward_prefix(handle, inputs, ())
     length = inputs.layout.length - inputs.layout.after_images + len(answer) - 1

@@ -31,21 +31,21 @@ CAVEATS = (
 )
 
 
-def tables(found: Scores) -> list[Table]:
+def tables(scores: Scores) -> list[Table]:
     """All scores at a glance, then one table per score with its comparisons."""
-    names = list(found.figures)
+    names = list(scores.figures)
     rows = [
-        (method, *(said(found.figures[score][method].value) for score in names))
-        for method in found.methods
+        (method, *(value_text(scores.figures[score][method].value) for score in names))
+        for method in scores.methods
     ]
     columns = ("method", *(_title(score) for score in names))
     note = (
-        f"n = {found.targets} words in {found.clusters} images; the object has "
-        f"{found.chance:.1%} of the cells on average. ↑: more is better, ↓: less is better."
+        f"n = {scores.targets} words in {scores.clusters} images; the object has "
+        f"{scores.chance:.1%} of the cells on average. ↑: more is better, ↓: less is better."
     )
-    made = [Table("All scores", columns, tuple(rows), 1, note)]
-    made += [_score(score, found) for score in names]
-    return made
+    result = [Table("All scores", columns, tuple(rows), 1, note)]
+    result += [_score(score, scores) for score in names]
+    return result
 
 
 def _title(score: str) -> str:
@@ -53,22 +53,22 @@ def _title(score: str) -> str:
     return f"{title} {'↑' if sign > 0 else '↓'}"
 
 
-def _score(score: str, found: Scores) -> Table:
+def _score(score: str, scores: Scores) -> Table:
     title, sign, chance = SCORES[score]
     controls = list(
-        dict.fromkeys(a.control for f in found.figures[score].values() for a in f.against)
+        dict.fromkeys(a.control for f in scores.figures[score].values() for a in f.against)
     )
     columns = ("method", "mean (interval)", *(f"difference to {name}" for name in controls))
     rows = [
-        (one.method, f"{said(one.value)} ({_ends(one.interval)})", *_against(one, controls))
-        for one in found.figures[score].values()
+        (one.method, f"{value_text(one.value)} ({_ends(one.interval)})", *_against(one, controls))
+        for one in scores.figures[score].values()
     ]
     better = "more" if sign > 0 else "less"
     note = f"{better.capitalize()} is better. By chance: {chance}."
     return Table(title, columns, tuple(rows), 1, note)
 
 
-def said(value: float, sign: str = "") -> str:
+def value_text(value: float, sign: str = "") -> str:
     """With three decimals; small values with two significant digits."""
     if math.isnan(value):
         return "not defined"
@@ -76,29 +76,35 @@ def said(value: float, sign: str = "") -> str:
 
 
 def _ends(interval: Interval, sign: str = "") -> str:
-    return f"{said(interval.low, sign)} to {said(interval.high, sign)}"
+    return f"{value_text(interval.low, sign)} to {value_text(interval.high, sign)}"
 
 
 def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
-    by_control = {found.control: found for found in one.against}
+    by_control = {
+        control_difference.control: control_difference for control_difference in one.against
+    }
     for control in controls:
-        if (found := by_control.get(control)) is None:
+        if (control_difference := by_control.get(control)) is None:
             yield ""
         else:
-            yield f"{said(found.difference, '+')} ({_ends(found.interval, '+')}), {found.verdict}"
+            difference = value_text(control_difference.difference, "+")
+            yield (
+                f"{difference} ({_ends(control_difference.interval, '+')}), "
+                f"{control_difference.verdict}"
+            )
 
 
-def notes(found: Scores) -> list[str]:
+def notes(scores: Scores) -> list[str]:
     """What was left out and why, and the limits of the figures."""
-    made = [f"{count} words left out: {reason}." for reason, count in found.left_out.items()]
-    made += [f"{count} words FAILED: {reason}" for reason, count in found.failed.items()]
-    for method, reasons in found.lacking.items():
-        made += [f"{method}: no map of {n} words: {reason}." for reason, n in reasons.items()]
-    if found.common:
-        made.append(
-            f"{found.common} words are in no figure, because some method gave no map of them."
+    lines = [f"{count} words left out: {reason}." for reason, count in scores.left_out.items()]
+    lines += [f"{count} words FAILED: {reason}" for reason, count in scores.failed.items()]
+    for method, reasons in scores.lacking.items():
+        lines += [f"{method}: no map of {n} words: {reason}." for reason, n in reasons.items()]
+    if scores.common:
+        lines.append(
+            f"{scores.common} words are in no figure, because some method gave no map of them."
         )
-    return [*made, *CAVEATS]
+    return [*lines, *CAVEATS]
 
 
 def about(config: ScoreConfig, complete: bool) -> str:
@@ -111,37 +117,37 @@ def about(config: ScoreConfig, complete: bool) -> str:
     )
 
 
-def show(found: Scores, config: ScoreConfig, complete: bool, console: Console) -> None:
+def show(scores: Scores, config: ScoreConfig, complete: bool, console: Console) -> None:
     """Print it."""
     console.print(Text(about(config, complete)))
-    for table in tables(found):
+    for table in tables(scores):
         console.print(terminal._table(table))
-    for note in notes(found):
+    for note in notes(scores):
         console.print(Text(f"• {note}"))
 
 
-def files(found: Scores, config: ScoreConfig, complete: bool) -> dict[str, str]:
+def files(scores: Scores, config: ScoreConfig, complete: bool) -> dict[str, str]:
     """Name of a file -> its text."""
     return {
-        "report.md": markdown_text(found, config, complete),
-        "report.html": html_text(found, config, complete),
-        "scores.csv": csv_files._written(CSV, _csv(found)),
+        "report.md": markdown_text(scores, config, complete),
+        "report.html": html_text(scores, config, complete),
+        "scores.csv": csv_files._written(CSV, _csv(scores)),
     }
 
 
-def markdown_text(found: Scores, config: ScoreConfig, complete: bool) -> str:
+def markdown_text(scores: Scores, config: ScoreConfig, complete: bool) -> str:
     lines = ["# Explanations scored", "", markdown._text(about(config, complete)), ""]
-    for table in tables(found):
+    for table in tables(scores):
         lines += [f"## {markdown._text(table.title)}", "", *markdown._table(table), ""]
-    lines += [f"- {markdown._text(note)}" for note in notes(found)]
+    lines += [f"- {markdown._text(note)}" for note in notes(scores)]
     return "\n".join(lines) + "\n"
 
 
-def html_text(found: Scores, config: ScoreConfig, complete: bool) -> str:
+def html_text(scores: Scores, config: ScoreConfig, complete: bool) -> str:
     style = resources.files(page.__package__).joinpath("page.css").read_text(encoding="utf-8")
     body = [f"<h1>Explanations scored</h1><p>{html.escape(about(config, complete))}</p>"]
-    body += [page._table(table) for table in tables(found)]
-    body.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes(found)) + "</ul>")
+    body += [page._table(table) for table in tables(scores)]
+    body.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes(scores)) + "</ul>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(page.POLICY)}">'
@@ -152,8 +158,8 @@ def html_text(found: Scores, config: ScoreConfig, complete: bool) -> str:
     )
 
 
-def _csv(found: Scores) -> Iterator[Sequence[object]]:
-    for score, of in found.figures.items():
+def _csv(scores: Scores) -> Iterator[Sequence[object]]:
+    for score, of in scores.figures.items():
         for method, one in of.items():
             head = (score, method, one.value, one.interval.low, one.interval.high, one.targets)
             if not one.against:
@@ -163,10 +169,10 @@ def _csv(found: Scores) -> Iterator[Sequence[object]]:
                 yield (*head, other.control, other.difference, *ends, other.p, other.verdict)
 
 
-def write_files(made: dict[str, str], folder: Path) -> list[Path]:
+def write_files(files: dict[str, str], folder: Path) -> list[Path]:
     """Write them into an existing folder."""
     paths = []
-    for name, text in made.items():
+    for name, text in files.items():
         data = text.encode("utf-8", "replace")
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
         paths.append(folder / name)

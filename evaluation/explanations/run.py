@@ -32,7 +32,7 @@ from sinkscope.methods.base import Method
 from sinkscope.methods.base import Target as Tokens
 from sinkscope.methods.explain import METHODS
 from sinkscope.methods.passes import passes_of
-from sinkscope.methods.together import Choice, explain_each, methods_named
+from sinkscope.methods.together import SlotChoice, explain_each, methods_named
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import plain_values
@@ -155,23 +155,23 @@ class _Run:
         names = (*CONTROLS, *(one.name for one in self.methods))
         answer: str | None = None
         try:
-            found, answer = self._scored(target)
+            scores, answer = self._scored(target)
         except NoTargetError as reason:
             self.left_out += 1
-            found = {name: {"lacking": str(reason), "left_out": True} for name in names}
+            scores = {name: {"lacking": str(reason), "left_out": True} for name in names}
         except (ValueError, OSError) as error:
             self.failed += 1
             return [self._record(index, target, name, {}, None, str(error)) for name in names]
         seconds = round(time.perf_counter() - began, 3)
         for name in names:
-            found[name].setdefault("seconds", seconds)
-            if "lacking" in found[name]:
-                self.lacking.setdefault(name, found[name]["lacking"])
-        return [self._record(index, target, name, found[name], answer, None) for name in names]
+            scores[name].setdefault("seconds", seconds)
+            if "lacking" in scores[name]:
+                self.lacking.setdefault(name, scores[name]["lacking"])
+        return [self._record(index, target, name, scores[name], answer, None) for name in names]
 
     def _scored(self, target: Target) -> tuple[dict[str, dict[str, Any]], str]:
         """Scores by method, and the answer."""
-        image, mask = target.look()
+        image, mask = target.load()
         inputs = self.handle.prepare([image], target.prompt)
         trace = self._answered(target, inputs)
         tokens = word_tokens(trace, target)
@@ -182,10 +182,10 @@ class _Run:
         maps: dict[str, npt.NDArray[Any]] = {
             name: control_map(name, grid, target.id, self.settings.seed) for name in CONTROLS
         }
-        found: dict[str, dict[str, Any]] = {}
-        choice = Choice(self.settings.layers, self.settings.heads, self.settings.reduce)
+        scores: dict[str, dict[str, Any]] = {}
+        choice = SlotChoice(self.settings.layers, self.settings.heads, self.settings.reduce)
         session = passes_of(self.handle, trace, inputs, stop=self.stop)
-        for made in explain_each(
+        for result in explain_each(
             trace,
             Tokens(tuple(tokens)),
             self.methods,
@@ -194,13 +194,13 @@ class _Run:
             on_progress=lambda done, total, text: self._tell(f"{target.id}: {text}"),
             stop=self.stop,
         ):
-            if made.patches is None:
-                found[made.method.name] = {"lacking": made.why_not}
+            if result.patches is None:
+                scores[result.method.name] = {"lacking": result.why_not}
             else:
-                maps[made.method.name] = made.patches.values
-                found[made.method.name] = {"seconds": round(made.seconds, 4)}
+                maps[result.method.name] = result.patches.values
+                scores[result.method.name] = {"seconds": round(result.seconds, 4)}
         for name, values in maps.items():
-            found.setdefault(name, {})["scores"] = scored(values, truth)
+            scores.setdefault(name, {})["scores"] = scored(values, truth)
         if self.settings.steps:
             areas = removals(
                 self.handle,
@@ -212,9 +212,9 @@ class _Run:
                 seed_of(target.id, self.settings.seed) % 2**32,
             )
             for name, area in areas.items():
-                found[name]["scores"] |= dataclasses.asdict(area)
+                scores[name]["scores"] |= dataclasses.asdict(area)
         about = {"tokens": tokens, "cells": int(truth.sum()), "of": int(np.size(truth))}
-        return {name: {**about, **values} for name, values in found.items()}, trace.text
+        return {name: {**about, **values} for name, values in scores.items()}, trace.text
 
     def _answered(self, target: Target, inputs: PromptInputs) -> GenerationTrace:
         capture = GenerationSettings(
@@ -274,13 +274,13 @@ def word_tokens(trace: GenerationTrace, target: Target) -> list[int]:
     place = pattern.search(text, lead + target.start)
     if place is None:
         raise NoTargetError(f"the word {target.word!r} is not in the answer")
-    found, start = [], 0
+    tokens, start = [], 0
     for index, token in enumerate(trace.tokens):
         stop = start + len(token.text)
         if start < place.end() and stop > place.start():
-            found.append(index)
+            tokens.append(index)
         start = stop
-    return found
+    return tokens
 
 
 def _finite(details: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def _finite(details: dict[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(handle: ModelHandle, config: ScoreConfig) -> dict[str, Any]:
-    made = {
+    values = {
         "config": config.as_dict(),
         "model": dataclasses.asdict(handle.info),
         "session": {
@@ -303,4 +303,4 @@ def _provenance(handle: ModelHandle, config: ScoreConfig) -> dict[str, Any]:
             **host(handle),
         },
     }
-    return dict(plain_values(made))
+    return dict(plain_values(values))

@@ -19,13 +19,13 @@ MOST_PIXELS = 1 << 28
 MOST_GROUPS = 12  # of 5 bits, of one count
 
 
-def read_run_length(made: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+def read_run_length(encoded: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     """bool (height, width), of `{"size": [height, width], "counts": numbers or text}`.
 
     Raises:
         ValueError: it is not such a mask, or its runs do not add up to its pixels.
     """
-    size, counts = made.get("size"), made.get("counts")
+    size, counts = encoded.get("size"), encoded.get("counts")
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_whole, size)):
         raise ValueError(f"a run-length mask has size {size!r}; allowed: [height, width].")
     height, width = size
@@ -57,7 +57,9 @@ def _of_text(text: bytes) -> list[int]:
     for character in text:
         bits = character - 48
         if not 0 <= bits < 64 or group == MOST_GROUPS:
-            raise ValueError(f"a run-length mask has counts {text[:60]!r}, which are no such text.")
+            raise ValueError(
+                f"a run-length mask has counts {text[:60]!r}; allowed: COCO run lengths as text."
+            )
         count |= (bits & 31) << (5 * group)
         group += 1
         if bits & 32:

@@ -139,7 +139,7 @@ def mask_on_cells(mask: npt.NDArray[np.bool_], grid: ImageGrid) -> Truth:
         )
     if not mask.any():
         raise ValueError("The mask is empty: no pixel of it is set.")
-    # The integral image, read between pixels, is exact for cells whose edges are no whole pixels.
+    # The integral image, read between pixels, is exact for cells whose edges are not whole pixels.
     table = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     boxes = grid.boxes()
 

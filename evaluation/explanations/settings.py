@@ -24,17 +24,15 @@ class ScoreSettings:
     methods: str = setting("all", "all, or names such as attention,relative.", metavar="NAMES")
     limit: int | None = setting(
         None,
-        "Number of targets, from the start.",
+        "Number of targets, from the start of the data.",
         low=1,
         high=MOST_TARGETS,
-        left_out="all; 500 scenes",
+        left_out="all; 500 for the scenes",
     )
     prompt: str | None = setting(
-        None, "The question if the data has none.", left_out="Describe the image."
+        None, "The question if the data has none.", left_out="Describe the image"
     )
-    word: str | None = setting(
-        None, "The word to explain if the data names none.", left_out="it must be in the data"
-    )
+    word: str | None = setting(None, "The word to explain if the data names none.", left_out="none")
     steps: int = setting(
         8,
         "Steps of insertion and deletion; 0 leaves both out.",
@@ -58,10 +56,12 @@ class ScoreReportSettings:
     """How a table of scores is computed from its records."""
 
     resamples: int = setting(
-        2000, "Draws of the bootstrap.", low=100, high=MOST_RESAMPLES, unit="draws"
+        2000, "Bootstrap resamplings.", low=100, high=MOST_RESAMPLES, unit="draws"
     )
-    confidence: float = setting(CONFIDENCE, "Of an interval.", low=0.5, high=0.9999)
-    bootstrap_seed: int = setting(0, "Of the bootstrap.", low=0, high=2**31 - 1)
+    confidence: float = setting(
+        CONFIDENCE, "Confidence level of the intervals.", low=0.5, high=0.9999
+    )
+    bootstrap_seed: int = setting(0, "Seed of the bootstrap.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
         check(self)

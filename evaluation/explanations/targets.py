@@ -19,9 +19,16 @@ from sinkscope.demo.scenes import scene
 from sinkscope.evaluation.explanations.run_length import read_run_length
 from sinkscope.evaluation.explanations.settings import ScoreSettings
 from sinkscope.models.images import FORMATS, open_image
-from sinkscope.outside import DATASET, OutsideError, cut, open_regular, parse_json, read_json
 from sinkscope.records.text import lines_of
 from sinkscope.setting.checks import shown
+from sinkscope.untrusted import (
+    DATASET,
+    UntrustedFileError,
+    cut,
+    open_regular,
+    parse_json,
+    read_json,
+)
 
 Mask = npt.NDArray[np.bool_]
 SEED = 19  # the first number of these scenes' seeds; training, card, sinks, benchmark have others
@@ -30,8 +37,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MOST_MASK = 100_000_000  # pixels; the largest image that is opened has fewer
 MASK_TAILS = ("_mask", ".mask", "-mask", "_seg")
 LAYOUTS = (
-    "a .jsonl file (image, prompt, word, and mask or boxes), NAME.jpg beside NAME_mask.png, "
-    "images/NAME.jpg beside masks/NAME.png, or images with a COCO instances*.json"
+    "a .jsonl file (image, prompt, word, and mask or boxes), NAME.jpg next to NAME_mask.png, "
+    "images/NAME.jpg with masks/NAME.png, or images with a COCO instances*.json"
 )
 
 
@@ -44,7 +51,7 @@ class Target:
         cluster: its image; targets of one image are not independent.
         prompt: asked about the image.
         word: to explain, at its first occurrence in the answer.
-        look: opens the image and its mask, bool (height, width).
+        load: opens the image and its mask, bool (height, width).
         answer: explained instead of the model's own answer; None: the model's own.
         expected: the model's own answer must be this one, so that the word names the object; None:
             any answer that contains the word.
@@ -55,7 +62,7 @@ class Target:
     cluster: str
     prompt: str
     word: str
-    look: Callable[[], tuple[Image.Image, Mask]]
+    load: Callable[[], tuple[Image.Image, Mask]]
     answer: str | None = None
     expected: str | None = None
     start: int = 0
@@ -130,11 +137,11 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     images, masks = folder / "images", folder / "masks"
     if images.is_dir() and masks.is_dir():
         by_stem = {one.stem: one for one in masks.iterdir() if one.suffix.lower() in IMAGES}
-        found = [one for one in sorted(images.iterdir()) if one.suffix.lower() in IMAGES]
-        lacking = [one.name for one in found if one.stem not in by_stem]
+        image_paths = [one for one in sorted(images.iterdir()) if one.suffix.lower() in IMAGES]
+        lacking = [one.name for one in image_paths if one.stem not in by_stem]
         if lacking:
             raise ValueError(f"{masks} has no mask for {lacking[0]} ({len(lacking)} have none).")
-        return [(one, by_stem[one.stem]) for one in found]
+        return [(one, by_stem[one.stem]) for one in image_paths]
     files = {one.stem: one for one in sorted(folder.iterdir()) if one.suffix.lower() in IMAGES}
     return [
         (image, files[stem + tail])
@@ -153,13 +160,13 @@ def _rows(path: Path, settings: ScoreSettings) -> Iterator[Target]:
         where = f"Line {number} of {path.name}"
         try:
             row = parse_json(line)
-        except OutsideError as error:
+        except UntrustedFileError as error:
             raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is no JSON object.")
+            raise ValueError(f"{where} is not JSON object.")
         target = _row(row, where, path.parent, settings)
         if target.id in seen:
-            raise ValueError(f"{where}: the id {target.id} stands in the data twice.")
+            raise ValueError(f"{where}: the id {target.id} is in the data twice.")
         seen.add(target.id)
         yield target
 
@@ -188,11 +195,11 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
     category's name. Polygons are drawn, run-length masks read, including those of crowds, which
     cover several objects of the category."""
     try:
-        made = read_json(path, "The file", DATASET)
-        names = {one["id"]: str(one["name"]) for one in made["categories"]}
-        files = {one["id"]: str(one["file_name"]) for one in made["images"]}
+        instances = read_json(path, "The file", DATASET)
+        names = {one["id"]: str(one["name"]) for one in instances["categories"]}
+        files = {one["id"]: str(one["file_name"]) for one in instances["images"]}
         groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
-        for one in made["annotations"]:
+        for one in instances["annotations"]:
             groups.setdefault((one["image_id"], one["category_id"]), []).append(one)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is no COCO instances file: {cut(repr(error))}.") from error
@@ -201,7 +208,7 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
             continue
         if image_id not in files or category not in names:
             raise ValueError(f"{path.name} has an annotation of an unknown image or category.")
-        image = _beside(path, files[image_id])
+        image = _image_path(path, files[image_id])
 
         def look(
             image: Path = image, objects: Sequence[Mapping[str, Any]] = objects
@@ -217,7 +224,7 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
         yield Target(f"{image_id}-{name}", str(image_id), prompt, name, look)
 
 
-def _beside(path: Path, name: str) -> Path:
+def _image_path(path: Path, name: str) -> Path:
     for folder in (path.parent, path.parent / "images", path.parent.parent):
         if os.path.isfile(folder / name):  # noqa: PTH113 - Path.is_file fails for a name too long
             return folder / name
@@ -253,21 +260,23 @@ def _drawn(objects: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Mask:
 
 def _boxes(row: Mapping[str, Any], where: str) -> list[tuple[float, float, float, float]]:
     """x0, y0, x1, y1 in pixels; `bbox` is COCO's x, y, width, height."""
-    found: Any = row.get("boxes", [row["box"]] if "box" in row else [])
-    if "bbox" in row and not found:
-        own = row["bbox"]
-        several = isinstance(own, list) and own and isinstance(own[0], list)
-        found = own if several else [own]
+    given_boxes: Any = row.get("boxes", [row["box"]] if "box" in row else [])
+    if "bbox" in row and not given_boxes:
+        box = row["bbox"]
+        several = isinstance(box, list) and box and isinstance(box[0], list)
+        given_boxes = box if several else [box]
         try:
-            found = [(x, y, x + w, y + h) for x, y, w, h in found]
+            given_boxes = [(x, y, x + w, y + h) for x, y, w, h in given_boxes]
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{where}: bbox is {shown(own)}; allowed: x, y, width, height."
+                f"{where}: bbox is {shown(box)}; allowed: x, y, width, height."
             ) from error
-    if not isinstance(found, list):
-        raise ValueError(f"{where}: boxes is {shown(found)}; allowed: a list of x0, y0, x1, y1.")
+    if not isinstance(given_boxes, list):
+        raise ValueError(
+            f"{where}: boxes is {shown(given_boxes)}; allowed: a list of x0, y0, x1, y1."
+        )
     boxes = []
-    for one in found:
+    for one in given_boxes:
         try:
             x0, y0, x1, y1 = (float(value) for value in one)
         except (TypeError, ValueError) as error:

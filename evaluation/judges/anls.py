@@ -26,10 +26,10 @@ class Anls:
         Raises:
             ValueError: the truth is not text.
         """
-        said = _clean(answer)
-        distance = min(normalised_distance(said, _clean(truth)) for truth in texts(question))
+        cleaned = _clean(answer)
+        distance = min(normalised_distance(cleaned, _clean(truth)) for truth in texts(question))
         score = 0.0 if distance >= self.threshold else 1.0 - distance
-        return Judgement(score, said or None, {"distance": distance})
+        return Judgement(score, cleaned or None, {"distance": distance})
 
 
 def normalised_distance(one: str, other: str) -> float:

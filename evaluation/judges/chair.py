@@ -36,19 +36,19 @@ class Chair:
             raise ValueError(f"Question {question.id}: its truth is {truth!r}; allowed: a list.")
         if unknown := sorted(set(truth) - set(OBJECTS)):
             raise ValueError(
-                f"Question {question.id}: {', '.join(map(str, unknown))} is no object of COCO; "
+                f"Question {question.id}: {', '.join(map(str, unknown))} is not an object of COCO; "
                 f"allowed: {', '.join(OBJECTS)}."
             )
-        found = objects_named(answer)
-        mentioned = [thing for thing, _ in found]
+        objects = objects_named(answer)
+        mentioned = [thing for thing, _ in objects]
         hallucinated = [thing for thing in mentioned if thing not in truth]
         details = {
             "mentioned": mentioned,
             "hallucinated": hallucinated,
-            "words": [word for _, word in found],
+            "words": [word for _, word in objects],
         }
-        said = ", ".join(dict.fromkeys(mentioned)) if answer.strip() else None
-        return Judgement(float(not hallucinated), said, details)
+        extraction = ", ".join(dict.fromkeys(mentioned)) if answer.strip() else None
+        return Judgement(float(not hallucinated), extraction, details)
 
 
 def objects_named(caption: str) -> list[tuple[str, str]]:

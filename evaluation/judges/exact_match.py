@@ -24,11 +24,11 @@ class ExactMatch:
         Raises:
             ValueError: the truth is empty.
         """
-        said = normalised(answer)
+        extraction = normalised(answer)
         truths = [normalised(one) for one in texts(question)]
         if not all(truths):
             raise ValueError(f"Question {question.id}: its truth is empty.")
-        return Judgement(float(said in truths), said or None)
+        return Judgement(float(extraction in truths), extraction or None)
 
 
 def normalised(text: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.evaluation.base import Judgement, Question
-from sinkscope.outside import read_json
+from sinkscope.untrusted import read_json
 from sinkscope.utils import sha256, write_atomically
 
 Ask = Callable[[str], str]
@@ -92,15 +92,15 @@ class LlmJudge:
             )
         if not answer.strip():
             return Judgement(0.0, None, {"judge": self.identity})
-        said = self._asked(prompt(answer, question), self.ask)
-        verdict = verdict_of(said)
+        reply = self._asked(prompt(answer, question), self.ask)
+        verdict = verdict_of(reply)
         if verdict is None:
             raise ValueError(
                 f"The judge {self.identity} gave no verdict on question {question.id}: "
-                f"{said[:200]!r}."
+                f"{reply[:200]!r}."
             )
         return Judgement(
-            float(verdict), answer.strip(), {"judge": self.identity, "said": said[:500]}
+            float(verdict), answer.strip(), {"judge": self.identity, "said": reply[:500]}
         )
 
     def _asked(self, text: str, ask: Ask) -> str:
@@ -114,13 +114,13 @@ class LlmJudge:
                 return str(kept["said"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # missing or damaged: it is asked and written again
-        said = ask(text)
-        if verdict_of(said) is not None:
+        reply = ask(text)
+        if verdict_of(reply) is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-            kept = {"judge": self.identity, "prompt": text, "said": said}
+            kept = {"judge": self.identity, "prompt": text, "said": reply}
             data = json.dumps(kept, ensure_ascii=False, indent=1).encode()
             write_atomically(path, lambda file: file.write(data))
-        return said
+        return reply
 
 
 def llm_judge(settings: LlmSettings) -> LlmJudge:
@@ -188,10 +188,10 @@ def prompt(answer: str, question: Question) -> str:
     )
 
 
-def verdict_of(said: str) -> bool | None:
+def verdict_of(reply: str) -> bool | None:
     """The last verdict in the response; None if there is none, or two that differ."""
-    found = {word.upper() for word in re.findall(r"\b(?:in)?correct\b", said, re.IGNORECASE)}
-    return None if len(found) != 1 else found == {"CORRECT"}
+    verdicts = {word.upper() for word in re.findall(r"\b(?:in)?correct\b", reply, re.IGNORECASE)}
+    return None if len(verdicts) != 1 else verdicts == {"CORRECT"}
 
 
 def _safe(text: str) -> str:

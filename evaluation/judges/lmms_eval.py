@@ -26,8 +26,8 @@ class LmmsBlink:
 
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where that letter is the right one."""
-        found = re.match(r"[(\s]*([A-Za-z])", answer.strip())
-        letter = found[1].upper() if found else None
+        match = re.match(r"[(\s]*([A-Za-z])", answer.strip())
+        letter = match[1].upper() if match else None
         return Judgement(float(letter == true_letter(question)), letter)
 
 
@@ -54,9 +54,9 @@ class LmmsMmvp:
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where the letter found is the right one."""
         text = answer.strip()
-        found = next((m for p in _MMVP if (m := p.search(text))), None)
+        match = next((m for p in _MMVP if (m := p.search(text))), None)
         first = text[:1].upper()
-        letter = found[1].upper() if found else (first if first in ("A", "B") else None)
+        letter = match[1].upper() if match else (first if first in ("A", "B") else None)
         return Judgement(float(letter == true_letter(question)), letter)
 
 
@@ -70,11 +70,11 @@ class LmmsSat:
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where that word is the right letter, in any case."""
         cleaned = re.sub(r"[^\w\s]", "", answer).strip()
-        texts = [said.strip() for said in re.findall(r"\b[A-Z]\.\s+([^\n]*)", question.text)]
-        letters = {said: chr(ord("A") + i) for i, said in enumerate(texts)}
-        found = re.search("|".join(re.escape(said) for said in texts), cleaned)
-        if found and found.group() in letters:
-            cleaned = letters[found.group()]
+        texts = [option.strip() for option in re.findall(r"\b[A-Z]\.\s+([^\n]*)", question.text)]
+        letters = {option: chr(ord("A") + i) for i, option in enumerate(texts)}
+        match = re.search("|".join(re.escape(option) for option in texts), cleaned)
+        if match and match.group() in letters:
+            cleaned = letters[match.group()]
         word = cleaned.split(" ")[0].lower()
         return Judgement(float(word == true_letter(question).lower()), word or None)
 
@@ -86,10 +86,10 @@ class LmmsPope:
     name: str = "lmms-eval-pope"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where it is the truth, without case and blanks around it."""
-        said = answer.lower().strip()
-        word = said if said in ("yes", "no") else None
-        return Judgement(float(said == true_word(question)), word)
+        """1 if it is the truth, without case and blanks around it."""
+        text = answer.lower().strip()
+        word = text if text in ("yes", "no") else None
+        return Judgement(float(text == true_word(question)), word)
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class LmmsMme:
 
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where the word found is the truth."""
-        said = answer.lower().strip().replace(".", "")
-        front = said[:4]
-        if len(said) == 1:
-            word = {"y": "yes", "n": "no"}.get(said)
+        text = answer.lower().strip().replace(".", "")
+        front = text[:4]
+        if len(text) == 1:
+            word = {"y": "yes", "n": "no"}.get(text)
         else:
             word = "yes" if "yes" in front else "no" if "no" in front else None
         return Judgement(float(word == true_word(question)), word)
@@ -118,9 +118,9 @@ class LmmsExactMatch:
 
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where both are the same."""
-        said = answer.lower().translate(_PUNCTUATION)
+        text = answer.lower().translate(_PUNCTUATION)
         truth = str(question.truth).lower().translate(_PUNCTUATION)
-        return Judgement(float(said == truth), said or None)
+        return Judgement(float(text == truth), text or None)
 
 
 LMMS_VQA = VqaAccuracy("lmms-eval-vqa", fewest=1)

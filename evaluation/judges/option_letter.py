@@ -84,17 +84,22 @@ def option_meant(answer: str, options: Options) -> tuple[str | None, str]:
     if not text:
         return None, "empty"
     one = f"[{letters}{letters.lower()}]"
-    if found := re.fullmatch(rf"[(\[<{{]?\s*({one})\s*[)\]>}}]?\s*[.:,;!。]?", text):
-        return found[1].upper(), "alone"
-    if len(equal := [x.upper() for x, said in options if said and words(said) == words(text)]) == 1:
+    if match := re.fullmatch(rf"[(\[<{{]?\s*({one})\s*[)\]>}}]?\s*[.:,;!。]?", text):
+        return match[1].upper(), "alone"
+    if (
+        len(
+            equal := [x.upper() for x, option in options if option and words(option) == words(text)]
+        )
+        == 1
+    ):
         return equal[0], "text"
     if re.fullmatch(r"[(\[]?\s*[A-Za-z]\s*[)\]]?\s*[.:,;!。]?", text):
         return None, "unknown letter"
     for rule, find in (
         ("leading", _leading),
-        ("stated", lambda t, ls: _said(_ANSWER, t, ls)),
+        ("stated", lambda t, ls: _letters_after(_ANSWER, t, ls)),
         ("last line", _last_line),
-        ("named", lambda t, ls: _said(_NAMED, t, ls)),
+        ("named", lambda t, ls: _letters_after(_NAMED, t, ls)),
         ("single", _standing),
     ):
         found_letters = find(text, letters)
@@ -108,24 +113,24 @@ def option_meant(answer: str, options: Options) -> tuple[str | None, str]:
 def _leading(text: str, letters: str) -> set[str]:
     one = f"[{letters}{letters.lower()}]"
     mark = rf"(?:[(\[]\s*({one})\s*[)\]]|({one})\s*[).:,;、\]\n]|([{letters}])\s*[-–—]\s)"
-    found = re.match(mark, text)
-    if not found:
+    match = re.match(mark, text)
+    if not match:
         return set()
-    return {_letter(found)} | _others(text, found.end(), letters)
+    return {_letter(match)} | _others(text, match.end(), letters)
 
 
 def _others(text: str, end: int, letters: str) -> set[str]:
     """A second letter of a list: "A, B", "(A) or (B)", "A) and B)". "B. A cat" is none."""
     one = f"[{letters}{letters.lower()}]"
-    found = re.match(
+    match = re.match(
         rf"[ ,;/&]*(?i:or\s+|and\s+)?(?:[(\[]\s*({one})\s*[)\]]"
         rf"|([{letters}])(?=\s*(?:$|[,.;:)\]/&]|or\b|and\b)))",
         text[end:],
     )
-    return {_letter(found)} if found else set()
+    return {_letter(match)} if match else set()
 
 
-def _said(word: str, text: str, letters: str) -> set[str]:
+def _letters_after(word: str, text: str, letters: str) -> set[str]:
     """Letters after a word such as "answer": capitals, bracketed ones, and small ones at the
     end."""
     small = letters.lower()
@@ -133,14 +138,14 @@ def _said(word: str, text: str, letters: str) -> set[str]:
         rf"{word}{_LINKS}(?:[(\[]\s*([{letters}{small}])\s*[)\]]|([{letters}])(?![A-Za-z0-9'])"
         rf"|(?<![A-Za-z])([{small}])[).]?\s*$)"
     )
-    found = [m for m in re.finditer(mark, text) if not _article(text, m.start(m.lastindex or 0))]
-    return {x for m in found for x in (_letter(m), *_others(text, m.end(), letters))}
+    matches = [m for m in re.finditer(mark, text) if not _article(text, m.start(m.lastindex or 0))]
+    return {x for m in matches for x in (_letter(m), *_others(text, m.end(), letters))}
 
 
 def _last_line(text: str, letters: str) -> set[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = re.fullmatch(rf"[(\[]?\s*([{letters}{letters.lower()}])\s*[)\]]?\s*\.?", lines[-1])
-    return {found[1].upper()} if found and len(lines) > 1 else set()
+    match = re.fullmatch(rf"[(\[]?\s*([{letters}{letters.lower()}])\s*[)\]]?\s*\.?", lines[-1])
+    return {match[1].upper()} if match and len(lines) > 1 else set()
 
 
 def _standing(text: str, letters: str) -> set[str]:
@@ -148,12 +153,12 @@ def _standing(text: str, letters: str) -> set[str]:
         rf"[(\[]\s*([{letters}{letters.lower()}])\s*[)\]]"
         rf"|(?<![A-Za-z0-9'])([{letters}])(?![A-Za-z0-9'])"
     )
-    found = set()
+    letters_found = set()
     for m in re.finditer(mark, text):
         bare = m[2] is not None
         if not _NEGATED.search(text[: m.start()]) and not (bare and _article(text, m.start(2))):
-            found.add(_letter(m))
-    return found
+            letters_found.add(_letter(m))
+    return letters_found
 
 
 def _article(text: str, at: int) -> bool:
@@ -167,9 +172,9 @@ def _article(text: str, at: int) -> bool:
 def _contained(text: str, options: Options) -> tuple[str | None, str]:
     answer = words(text)
     spans = [
-        (at, at + len(words(said)), letter.upper())
-        for letter, said in options
-        for at in starts(words(said), answer)
+        (at, at + len(words(option)), letter.upper())
+        for letter, option in options
+        for at in starts(words(option), answer)
         if at == 0 or answer[at - 1] not in {"not", "no", "isnt", "arent", "than", "neither", "nor"}
     ]
     whole = [
@@ -182,11 +187,11 @@ def _contained(text: str, options: Options) -> tuple[str | None, str]:
         return letters.pop(), "contains"
     # "Yes, there is no other": the part before a sign is the answer.
     front = words(re.split(r"[,.;:!\n]", text, maxsplit=1)[0])
-    first = [letter.upper() for letter, said in options if said and words(said) == front]
+    first = [letter.upper() for letter, option in options if option and words(option) == front]
     if len(first) == 1:
         return first[0], "contains"
     return None, "several options" if letters else "none"
 
 
-def _letter(found: re.Match[str]) -> str:
-    return next(group for group in found.groups() if group is not None).upper()
+def _letter(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None).upper()

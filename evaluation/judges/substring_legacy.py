@@ -28,12 +28,12 @@ class SubstringLegacy:
 
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 if the answer contains the truth, without case, punctuation and spaces, else 0."""
-        said = _squeezed(answer)
+        squeezed = _squeezed(answer)
         # As in the file: the script's files may say "blue" where other judges expect a letter.
         worded = question.fields.get("truth")
         truths = [worded] if isinstance(worded, str) else texts(question)
-        right = any(_squeezed(truth) in said for truth in truths)
-        return Judgement(float(right), said or None, {"warning": WARNING})
+        right = any(_squeezed(truth) in squeezed for truth in truths)
+        return Judgement(float(right), squeezed or None, {"warning": WARNING})
 
 
 def _squeezed(text: str) -> str:

@@ -22,8 +22,8 @@ def plain(text: str) -> str:
 def words(text: str) -> list[str]:
     """Small letters, without punctuation and the articles a, an, the."""
     cleaned = _PUNCTUATION.sub(" ", plain(text).casefold().replace("'", ""))
-    found = cleaned.split()
-    return [word for word in found if word not in _ARTICLES] or found
+    result = cleaned.split()
+    return [word for word in result if word not in _ARTICLES] or result
 
 
 def without_punctuation(text: str) -> str:

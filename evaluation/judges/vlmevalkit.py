@@ -57,16 +57,16 @@ def _option(answer: str, options: dict[str, str]) -> str | None:
         return standing[0]
     if not standing and "Z" in split:
         return "Z"
-    found = _STATED.search(answer)
-    return found[1].upper() if found and found[1].upper() in options else None
+    match = _STATED.search(answer)
+    return match[1].upper() if match and match[1].upper() in options else None
 
 
 def _text(answer: str, options: dict[str, str]) -> str | None:
-    said = answer.lower()
-    if len(said) > 2 * sum(len(text) for text in options.values()):
+    lowered = answer.lower()
+    if len(lowered) > 2 * sum(len(text) for text in options.values()):
         return None
-    found = [letter for letter, text in options.items() if text.lower() in said]
-    return found[0] if len(found) == 1 else None
+    letters = [letter for letter, text in options.items() if text.lower() in lowered]
+    return letters[0] if len(letters) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class KitYesNo:
 
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where that word is the truth."""
-        said = official_punctuation(answer.lower(), _FULL_STOP).split()
-        found = [word for word in ("yes", "no") if word in said]
-        word = found[0] if len(found) == 1 else None
+        answer_words = official_punctuation(answer.lower(), _FULL_STOP).split()
+        words = [word for word in ("yes", "no") if word in answer_words]
+        word = words[0] if len(words) == 1 else None
         return Judgement(float(word == true_word(question)), word)
 
 
@@ -90,10 +90,10 @@ class KitExactMatch:
     name: str = "vlmevalkit-exact-match"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where it is the truth."""
-        said = answer.strip().lower()
+        """1 if it is the truth."""
+        text = answer.strip().lower()
         return Judgement(
-            float(said in [one.strip().lower() for one in texts(question)]), said or None
+            float(text in [one.strip().lower() for one in texts(question)]), text or None
         )
 
 

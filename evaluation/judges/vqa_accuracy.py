@@ -73,8 +73,8 @@ class VqaAccuracy:
                 f"Question {question.id} has {len(truths)} annotators' answers; {self.name} needs "
                 f"{self.fewest} or more. For one right answer use exact_match or anls."
             )
-        said = self.normalise(answer)
-        matches = truths.count(said)
-        others = [matches - (truth == said) for truth in truths]
+        normalised = self.normalise(answer)
+        matches = truths.count(normalised)
+        others = [matches - (truth == normalised) for truth in truths]
         score = sum(min(1.0, count / 3) for count in others) / len(truths)
-        return Judgement(score, said or None, {"matches": matches})
+        return Judgement(score, normalised or None, {"matches": matches})

@@ -80,29 +80,29 @@ def word_meant(answer: str, question: str = "") -> tuple[str | None, str]:
         return None, "empty"
     if _BOTH.match(text) or text.startswith(_CHINESE_NEITHER):
         return None, "neither"
-    if found := re.match(rf"(?:({_YES})|({_NO})){_NOT_AN_ANSWER}(?![\w'])", text):
-        return ("yes" if found[1] else "no"), "leading"
+    if match := re.match(rf"(?:({_YES})|({_NO})){_NOT_AN_ANSWER}(?![\w'])", text):
+        return ("yes" if match[1] else "no"), "leading"
     if text in ("y", "y.", "n", "n."):
         return ("yes" if text[0] == "y" else "no"), "leading"
     if text.startswith(_CHINESE_NO):
         return "no", "leading"
     if text.startswith(_CHINESE_YES):
         return "yes", "leading"
-    said = {("yes" if m[1] or m[4] else "no") for m in _STATED.finditer(text)}
-    if len(said) == 1:
-        return said.pop(), "stated"
-    if found := re.search(rf"(?<![\w'])(?:({_YES})|({_NO}))[.!)\]]*$", text):
-        return ("yes" if found[1] else "no"), "last"
+    stated = {("yes" if m[1] or m[4] else "no") for m in _STATED.finditer(text)}
+    if len(stated) == 1:
+        return stated.pop(), "stated"
+    if match := re.search(rf"(?<![\w'])(?:({_YES})|({_NO}))[.!)\]]*$", text):
+        return ("yes" if match[1] else "no"), "last"
     return _sentence(text, question)
 
 
 def _sentence(text: str, question: str) -> tuple[str | None, str]:
-    found = _THERE.match(text)
-    if not found:
+    match = _THERE.match(text)
+    if not match:
         return None, "none"
     asked = {_singular(word) for word in words(question)}
-    if any(_singular(word) in asked for word in words(found["thing"])):
-        return ("no" if found["no"] else "yes"), "sentence"
+    if any(_singular(word) in asked for word in words(match["thing"])):
+        return ("no" if match["no"] else "yes"), "sentence"
     return None, "none"
 
 

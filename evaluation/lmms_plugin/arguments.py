@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinkscope.config import GenerationSettings, ModelSettings
+from sinkscope.evaluation.method_specs import SETTINGS, MethodSpec, parse_methods
 from sinkscope.evaluation.tasks.base import LMMS_PIXELS
-from sinkscope.evaluation.wanted import SETTINGS, Wanted, wanted_methods
 
 OWN = ("pretrained", "revision", "dtype", "device", "min_pixels", "max_pixels", "decoding", "seed")
 LMMS_EVALS = ("batch_size", "max_batch_size")  # which it adds itself
-DEFAULT_TOKENS = 128  # lmms-eval's, where a task gives no limit
+DEFAULT_TOKENS = 128  # lmms-eval's, if a task gives no limit
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PluginSettings:
     """
 
     model: ModelSettings
-    method: Wanted
+    method: MethodSpec
     min_pixels: int
     max_pixels: int
     decoding: str = "checkpoint"
@@ -77,16 +77,18 @@ def read_arguments(given: Mapping[str, Any]) -> PluginSettings:
     )
 
 
-def _method(given: Mapping[str, Any], settings: list[str]) -> Wanted:
+def _method(given: Mapping[str, Any], settings: list[str]) -> MethodSpec:
     var = given.get("var", False)
     kinds = {"false": "default", "true": "var", "random": "var-random"}
     kind = kinds.get(str(var).lower())
     if kind is None:
         raise ValueError(f"var is {var!r}; allowed: true, false, random.")
-    own = [f"{name}={_listed(name, given[name])}" for name in settings if name in given]
-    if own and kind == "default":
-        raise ValueError(f"{own[0].partition('=')[0]} is given, but var is not; add var=true.")
-    return wanted_methods([f"{kind}:{','.join(own)}" if own else kind])[0]
+    var_settings = [f"{name}={_listed(name, given[name])}" for name in settings if name in given]
+    if var_settings and kind == "default":
+        raise ValueError(
+            f"{var_settings[0].partition('=')[0]} is given, but var is not; add var=true."
+        )
+    return parse_methods([f"{kind}:{','.join(var_settings)}" if var_settings else kind])[0]
 
 
 def _listed(name: str, value: Any) -> str:

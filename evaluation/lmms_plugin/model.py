@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.lmms_plugin.arguments import generation, read_arguments, turns
 from sinkscope.evaluation.methods import resolve
+from sinkscope.evaluation.question_batches import ModelQuestion, PreparedQuestion, answer_questions
 from sinkscope.models.images import as_rgb, open_image
 from sinkscope.models.loading import load_model
 
@@ -51,13 +51,13 @@ class Answering:
         """
         from lmms_eval.api.instance import GenerationResult, TokenCounts
 
-        made = []
+        answers = []
         for request in requests:
             context, to_messages, wanted, doc_id, task, split = request.args
             where = f"Question {doc_id} of the task {task}"
             messages = to_messages(self.task_dict[task][split][doc_id])
             images, prompt, system = turns(messages, where)
-            asked = Ask(
+            asked = ModelQuestion(
                 tuple(_opened(image) for image in images),
                 prompt,
                 generation(self.settings, wanted),
@@ -65,12 +65,12 @@ class Answering:
                 self.settings.min_pixels,
                 self.settings.max_pixels,
             )
-            ready = Ready(asked, asked.inputs(self.handle))
-            ((answer,),) = ask(self.handle, [ready], [self.method])
+            ready = PreparedQuestion(asked, asked.inputs(self.handle))
+            ((answer,),) = answer_questions(self.handle, [ready], [self.method])
             counts = TokenCounts(output_tokens=len(answer.log_probabilities))
-            made.append(GenerationResult(text=answer.text, token_counts=counts))
+            answers.append(GenerationResult(text=answer.text, token_counts=counts))
             self.cache_hook.add_partial("generate_until", (context, wanted), answer.text)
-        return made
+        return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Not there, as in lmms-eval's own Qwen2.5-VL."""

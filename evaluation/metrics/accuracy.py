@@ -83,10 +83,10 @@ class MacroByCategory(TallyMetric):
         def compute(of: Mapping[str, Array]) -> dict[str, Array]:
             sums = np.stack([of[f"sum {name}"] for name in categories])
             counts = np.stack([of[f"n {name}"] for name in categories])
-            means, there = ratio(sums, counts, 0.0), (counts > 0).sum(0)
+            means, category_count = ratio(sums, counts, 0.0), (counts > 0).sum(0)
             return {
                 "accuracy": ratio(sums.sum(0), counts.sum(0)),
-                "macro_accuracy": ratio(means.sum(0), there.astype(np.float64)),
+                "macro_accuracy": ratio(means.sum(0), category_count.astype(np.float64)),
                 "unparsable": ratio(of["unparsable"], counts.sum(0)),
             }
 

@@ -120,11 +120,11 @@ def _pairs(judged: Sequence[Judged]) -> Iterator[tuple[str, str, float, float | 
     members: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for one in judged:
         members[one.category, one.cluster].append(one)
-    for (category, cluster), found in members.items():
-        if len(found) > 2:
-            raise ValueError(f"The pair {cluster} has {len(found)} answers; allowed: 2.")
-        right = sum(one.judgement.score for one in found)
-        yield category, cluster, right, float(right == 2) if len(found) == 2 else None
+    for (category, cluster), entries in members.items():
+        if len(entries) > 2:
+            raise ValueError(f"The pair {cluster} has {len(entries)} answers; allowed: 2.")
+        right = sum(one.judgement.score for one in entries)
+        yield category, cluster, right, float(right == 2) if len(entries) == 2 else None
 
 
 def _or_zero(values: Array) -> Array:

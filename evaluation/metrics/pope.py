@@ -64,15 +64,16 @@ class Pope(TallyMetric):
 
 
 def _cell(one: Judged) -> str:
-    truth, said = str(one.truth).strip().lower(), one.judgement.extraction
+    truth, extraction = str(one.truth).strip().lower(), one.judgement.extraction
     if truth not in ("yes", "no"):
         raise ValueError(f"Question {one.id}: its truth is {one.truth!r}; allowed: yes, no.")
-    if said not in ("yes", "no", None):
+    if extraction not in ("yes", "no", None):
         raise ValueError(
-            f"Question {one.id}: its answer was taken to be {said!r}; the metric pope needs a "
+            f"Question {one.id}: its answer was taken to be {extraction!r}; the metric pope "
+            "needs a "
             "judge that says yes, no or nothing, such as yes_no."
         )
-    return f"{truth} {said or '-'}"
+    return f"{truth} {extraction or '-'}"
 
 
 def _figures(cells: Sequence[Array], rule: str) -> dict[str, Array]:

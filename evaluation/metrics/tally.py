@@ -32,7 +32,7 @@ class Tally:
         names: of the K sums.
         counts: float64 (C, K).
         compute: name of a sum -> its totals, float64 of any shape S, to name of a figure -> float64
-            S; NaN where a figure is not defined.
+            S; NaN if a figure is not defined.
     """
 
     clusters: tuple[str, ...]
@@ -76,7 +76,7 @@ class TallyMetric(ABC):
         """
 
     def figures(self, judged: Sequence[Judged]) -> dict[str, float]:
-        """Name of a figure -> its value; NaN where it is not defined.
+        """Name of a figure -> its value; NaN if it is not defined.
 
         Raises:
             ValueError: as `tally`.

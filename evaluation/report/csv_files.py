@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from sinkscope.evaluation.report.gather import Section
-from sinkscope.evaluation.report.questions import Found
+from sinkscope.evaluation.report.questions import QuestionLookup
 
 FIGURES = ("run", "task", "protocol", "method", "category", "figure", "value", "low", "high", "by")
 DIFFERENCES = (
@@ -25,9 +25,9 @@ CHANGED = (
 FAILURES = ("run", "question", "method", "reason")
 
 
-def csv_files(sections: Sequence[Section], found: Sequence[Found]) -> dict[str, str]:
+def csv_files(sections: Sequence[Section], lookups: Sequence[QuestionLookup]) -> dict[str, str]:
     """Name of a file -> its text."""
-    both = list(zip(sections, found, strict=True))
+    both = list(zip(sections, lookups, strict=True))
     return {
         "figures.csv": _written(FIGURES, (row for one in sections for row in _figures(one))),
         "differences.csv": _written(
@@ -50,14 +50,14 @@ def _head(section: Section) -> tuple[str, str, str]:
 
 
 def _figures(section: Section) -> Iterator[Sequence[object]]:
-    found = section.comparison
-    if found is None:
+    comparison = section.comparison
+    if comparison is None:
         return
-    for method, estimates in found.estimates.items():
+    for method, estimates in comparison.estimates.items():
         for one in estimates:
             ends = one.interval
             yield (*_head(section), method, "", one.figure, one.value, ends.low, ends.high, one.how)
-    for category, by in found.by_category.items():
+    for category, by in comparison.by_category.items():
         for method, one in by.items():
             ends = one.interval
             row = (category, one.figure, one.value, ends.low, ends.high, one.how)
@@ -65,10 +65,10 @@ def _figures(section: Section) -> Iterator[Sequence[object]]:
 
 
 def _differences(section: Section) -> Iterator[Sequence[object]]:
-    found = section.comparison
-    if found is None:
+    comparison = section.comparison
+    if comparison is None:
         return
-    for one in (*found.differences, *found.others, *found.categories):
+    for one in (*comparison.differences, *comparison.others, *comparison.categories):
         yield (
             *(*_head(section), one.method, one.against, one.category, one.figure),
             *(one.value, one.base, one.difference, one.interval.low, one.interval.high, one.test),
@@ -77,10 +77,10 @@ def _differences(section: Section) -> Iterator[Sequence[object]]:
         )
 
 
-def _changed(section: Section, found: Found) -> Iterator[Sequence[object]]:
+def _changed(section: Section, lookup: QuestionLookup) -> Iterator[Sequence[object]]:
     for flip in section.flips:
         before, after = flip.before, flip.after
-        question = found.questions.get(after.question)
+        question = lookup.questions.get(after.question)
         yield (
             *(section.title, after.question, after.index, after.category, after.method),
             *("fixed" if flip.fixed else "broken", question.text if question else ""),

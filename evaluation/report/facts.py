@@ -13,7 +13,7 @@ PRIVATE = ("name", "process")
 
 def facts(section: Section) -> list[tuple[str, str]]:
     """Name and value of each fact: task, data, model, settings of each method, versions."""
-    run, made = section.run.config.run, section.run.provenance
+    run, provenance = section.run.config.run, section.run.provenance
     lines = [
         ("task", run.task),
         ("protocol", section.protocol.name),
@@ -44,7 +44,9 @@ def facts(section: Section) -> list[tuple[str, str]]:
                 f"{chosen.resamples} resamples, seed {chosen.seed}, alpha {chosen.alpha}",
             )
         )
-    lines += [(key, _shown(value)) for key, value in _flat(made) if value not in (None, "", [])]
+    lines += [
+        (key, _shown(value)) for key, value in _flat(provenance) if value not in (None, "", [])
+    ]
     return lines
 
 
@@ -53,19 +55,19 @@ def _settings(var: Mapping[str, Any]) -> str:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    made: list[tuple[str, Any]] = []
+    flat: list[tuple[str, Any]] = []
     session = before.startswith("session")
     for key, value in values.items():
         name = f"{before}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            made += _flat(value, f"{name}: ")
+            flat += _flat(value, f"{name}: ")
         elif key == "methods" or (session and key in PRIVATE):
             continue  # methods are listed above
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            made += [pair for i, one in enumerate(value, 1) for pair in _flat(one, f"{name} {i}: ")]
+            flat += [pair for i, one in enumerate(value, 1) for pair in _flat(one, f"{name} {i}: ")]
         else:
-            made.append((name, value))
-    return made
+            flat.append((name, value))
+    return flat
 
 
 def _shown(value: object, nothing: str = "not known") -> str:

@@ -103,7 +103,7 @@ class Section:
         usage: by method.
         flips: against the baseline, in the data's order.
         sweeps: settings with two values or more.
-        beside: if another judge was chosen: method -> mean score by the protocol's own.
+        other_judge: if another judge was chosen: method -> mean score by the protocol's own.
     """
 
     title: str
@@ -118,7 +118,7 @@ class Section:
     usage: Mapping[str, Usage]
     flips: tuple[Flip, ...]
     sweeps: tuple[Sweep, ...]
-    beside: Mapping[str, float]
+    other_judge: Mapping[str, float]
 
     @property
     def complete(self) -> bool:
@@ -151,7 +151,7 @@ class _RecordPass:
     failures: list[Failure] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
     sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    own: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    own_scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, record: AnswerRecord) -> None:
         if record.error is not None or record.score is None:
@@ -165,8 +165,8 @@ class _RecordPass:
         self.judged[record.method].append((record.index, replace(slim, judgement=judgement)))
         if warning := record.details.get("warning"):
             self.warnings[str(warning)] += 1
-        if isinstance(own := record.details.get("own"), dict):
-            self.own[record.method].append(float(own["score"]))
+        if isinstance(own_judgement := record.details.get("own"), dict):
+            self.own_scores[record.method].append(float(own_judgement["score"]))
         sums = self.sums[record.method]
         sums["answered"] += 1
         sums["unparsable"] += record.extraction is None
@@ -232,8 +232,10 @@ def _section(folder: Path, settings: CompareSettings) -> Section:
         usage={name: _usage(reading.sums[name]) for name in methods},
         flips=_flips(run, comparison),
         sweeps=sweeps(methods),
-        beside={
-            name: sum(found) / len(found) for name in methods if (found := reading.own.get(name))
+        other_judge={
+            name: sum(scores) / len(scores)
+            for name in methods
+            if (scores := reading.own_scores.get(name))
         },
     )
 
@@ -254,8 +256,8 @@ def _metric(run: Run, protocol: Protocol) -> TallyMetric:
 
 def _control(name: str, twin: str) -> bool:
     """Whether `twin` is the random control of `name`: "var keep=0.3" and "var-random keep=0.3"."""
-    found = re.fullmatch(r"var((?:[ :].*)?)", name, re.DOTALL)
-    return found is not None and twin == f"var-random{found[1]}"
+    match = re.fullmatch(r"var((?:[ :].*)?)", name, re.DOTALL)
+    return match is not None and twin == f"var-random{match[1]}"
 
 
 def _usage(sums: Counter[str]) -> Usage:
@@ -271,29 +273,29 @@ def _flips(run: Run, comparison: Comparison | None) -> tuple[Flip, ...]:
     if comparison is None:
         return ()
     baseline, questions = comparison.settings.baseline, set(comparison.questions)
-    found: list[Flip] = []
+    flips: list[Flip] = []
     # Records of one question are adjacent: one question is held at a time.
     for name, group in itertools.groupby(run.records(), key=lambda record: record.question):
         if name not in questions:
             continue
         records = {record.method: record for record in group}
         before = records.pop(baseline)
-        found += [Flip(before, after) for after in records.values() if after.score != before.score]
+        flips += [Flip(before, after) for after in records.values() if after.score != before.score]
     order = {name: i for i, name in enumerate(comparison.methods)}
-    return tuple(sorted(found, key=lambda flip: (order[flip.after.method], flip.after.index)))
+    return tuple(sorted(flips, key=lambda flip: (order[flip.after.method], flip.after.index)))
 
 
 def sweeps(methods: Sequence[str]) -> tuple[Sweep, ...]:
     """Settings with two or more numeric values among methods that are otherwise the same."""
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for method in methods:
-        for found in _VALUE.finditer(method):
+        for match in _VALUE.finditer(method):
             try:
-                value = float(found[2])
+                value = float(match[2])
             except ValueError:
                 continue
-            rest = " ".join((method[: found.start()] + method[found.end() :]).split())
-            groups[rest, found[1]].append(Point(value, method))
+            rest = " ".join((method[: match.start()] + method[match.end() :]).split())
+            groups[rest, match[1]].append(Point(value, method))
     return tuple(
         Sweep(name, setting, tuple(sorted(points, key=lambda point: point.value)))
         for (name, setting), points in groups.items()

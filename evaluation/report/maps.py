@@ -22,14 +22,14 @@ from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.methods import resolve
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.report.gather import Flip, Section
-from sinkscope.evaluation.report.questions import Found, small_image
+from sinkscope.evaluation.report.questions import QuestionLookup, small_image
 from sinkscope.models.loading import ModelHandle
 
 Maps = dict[tuple[str, str, str], tuple[str, str]]
 """(section's title, question, method) -> a picture as a data URL, and its description."""
 
 
-def draw_maps(section: Section, found: Found, count: int, handle: ModelHandle) -> Maps:
+def draw_maps(section: Section, lookup: QuestionLookup, count: int, handle: ModelHandle) -> Maps:
     """Maps of the first `count` changed questions.
 
     Raises:
@@ -44,14 +44,14 @@ def draw_maps(section: Section, found: Found, count: int, handle: ModelHandle) -
     methods = {
         one.name: one for one in resolve(section.run.config.methods, handle.profile, handle.info)
     }
-    made: Maps = {}
+    maps: Maps = {}
     for flip in section.flips[:count]:
-        question = found.questions.get(flip.after.question)
+        question = lookup.questions.get(flip.after.question)
         if question is None or not question.pictures:
             continue
         var = {name: methods[name].var for name in (flip.before.method, flip.after.method)}
-        made |= _of_flip(section, flip, question, handle, var)
-    return made
+        maps |= _of_flip(section, flip, question, handle, var)
+    return maps
 
 
 def _of_flip(
@@ -84,22 +84,22 @@ def _of_flip(
     }
     shown = {name: _best(trace) for name, trace in traces.items()}
     scale = scale_of(list(shown.values()), OverlayStyle())
-    made: Maps = {}
+    maps: Maps = {}
     for name, heat in shown.items():
         trace, image = traces[name], images[heat.image]
         cells = sinks_of(trace, View(image=heat.image))
         pixels = overlay(image, heat, OverlayStyle(sinks=cells), scale)
         address = small_image(Image.fromarray(pixels))
-        made[section.title, question.id, name] = (
+        maps[section.title, question.id, name] = (
             address,
             _caption(trace, heat, cells, records[name]),
         )
-    return made
+    return maps
 
 
 def _best(trace: GenerationTrace) -> PatchMap:
     """The answer's map on the image that it attended to most."""
-    tokens = range(max(1, len(trace.tokens) - (trace.finish == "end")))
+    tokens = range(max(1, len(trace.tokens) - (trace.finish_reason == "end")))
     maps = [patch_map(trace, tokens, image=i) for i in range(len(trace.layout.grids))]
     return max(maps, key=lambda one: float(np.nansum(one.values)))
 
@@ -107,10 +107,10 @@ def _best(trace: GenerationTrace) -> PatchMap:
 def _caption(
     trace: GenerationTrace, heat: PatchMap, cells: tuple[int, ...], record: AnswerRecord
 ) -> str:
-    tokens = trace.tokens[:-1] if trace.finish == "end" else trace.tokens
-    said = "".join(token.text for token in tokens)
+    tokens = trace.tokens[:-1] if trace.finish_reason == "end" else trace.tokens
+    answer = "".join(token.text for token in tokens)
     where = f" of image {heat.image}" if len(trace.layout.grids) > 1 else ""
-    again = "" if said == record.answer else f" Asked again, it answered {said!r}."
+    again = "" if answer == record.answer else f" Asked again, it answered {answer!r}."
     return (
         f"Attention{where}, mean over the answer's tokens, layers and heads, one scale for both "
         f"answers; crosses: {len(cells)} sinks.{again}"

@@ -7,37 +7,37 @@ from collections.abc import Iterator, Sequence
 from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.facts import facts
 from sinkscope.evaluation.report.gather import Flip, Section
-from sinkscope.evaluation.report.questions import Found
+from sinkscope.evaluation.report.questions import QuestionLookup
 from sinkscope.evaluation.report.tables import Table, summary, tables
 
 MOST_FLIPS = 20
 MOST_FAILURES = 100
 
 
-def markdown(sections: Sequence[Section], found: Sequence[Found]) -> str:
-    """The whole report; `found` has the questions of each section."""
+def markdown(sections: Sequence[Section], lookups: Sequence[QuestionLookup]) -> str:
+    """The whole report; `lookups` has the questions of each section."""
     lines = ["# Evaluation report", ""]
     if len(sections) > 1:
         lines += [*_table(summary(sections)), ""]
-    for section, questions in zip(sections, found, strict=True):
+    for section, questions in zip(sections, lookups, strict=True):
         lines += _section(section, questions)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(section: Section, found: Found) -> Iterator[str]:
+def _section(section: Section, lookup: QuestionLookup) -> Iterator[str]:
     yield from (f"## {_text(section.title)}", "")
     yield from (_text(words.state(section)), "")
     for warning in section.warnings:
         yield from (f"> **Warning:** {_text(warning)}", "")
-    for said in words.conclusions(section):
-        yield f"- {_text(said)}"
+    for conclusion in words.conclusions(section):
+        yield f"- {_text(conclusion)}"
     yield ""
     for table in tables(section):
         yield from (f"### {_text(table.title)}", "", *_table(table), "")
     if section.failures:
         yield from _failures(section)
     if section.flips:
-        yield from _flips(section, found)
+        yield from _flips(section, lookup)
     yield from ("### What made this", "")
     for name, value in facts(section):
         yield f"- {_text(name)}: {_text(value)}"
@@ -53,20 +53,20 @@ def _failures(section: Section) -> Iterator[str]:
     yield ""
 
 
-def _flips(section: Section, found: Found) -> Iterator[str]:
+def _flips(section: Section, lookup: QuestionLookup) -> Iterator[str]:
     yield from (f"### Questions whose score changed ({words.count(len(section.flips))})", "")
-    rows = tuple(_flip(flip, found) for flip in section.flips[:MOST_FLIPS])
+    rows = tuple(_flip(flip, lookup) for flip in section.flips[:MOST_FLIPS])
     columns = ("question", "method", "truth", "answer before", "answer after", "change")
     yield from _table(Table("", columns, rows, 6))
     if len(section.flips) > MOST_FLIPS:
         yield f"\nThe first {MOST_FLIPS}; all of them are in changed.csv."
-    if found.reason:
-        yield f"\n{_text(found.reason)}."
+    if lookup.reason:
+        yield f"\n{_text(lookup.reason)}."
     yield ""
 
 
-def _flip(flip: Flip, found: Found) -> tuple[str, ...]:
-    question = found.questions.get(flip.after.question)
+def _flip(flip: Flip, lookup: QuestionLookup) -> tuple[str, ...]:
+    question = lookup.questions.get(flip.after.question)
     text = flip.after.question + (f": {question.text}" if question else "")
     return (
         *(text, flip.after.method, _short(flip.after.truth)),

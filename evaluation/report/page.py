@@ -16,7 +16,7 @@ from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.charts import Bar, Dot, curve, forest
 from sinkscope.evaluation.report.facts import facts
 from sinkscope.evaluation.report.gather import Flip, Section, Sweep
-from sinkscope.evaluation.report.questions import Found, small_images
+from sinkscope.evaluation.report.questions import QuestionLookup, small_images
 from sinkscope.evaluation.report.tables import Table, summary, tables
 from sinkscope.evaluation.statistics.compare import BETTER, WORSE, Difference, Estimate
 
@@ -26,7 +26,7 @@ _KIND = {BETTER: "better", WORSE: "worse"}
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageContent:
     """What a page has besides the figures.
 
     Attributes:
@@ -35,12 +35,12 @@ class Shown:
         maps: (section's title, question, method) -> a picture as a data URL, and its description.
     """
 
-    found: Sequence[Found]
+    found: Sequence[QuestionLookup]
     flips: int = 60
     maps: Mapping[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
 
 
-def page(sections: Sequence[Section], shown: Shown) -> str:
+def page(sections: Sequence[Section], shown: PageContent) -> str:
     """The page's text."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     body: list[str] = ["<h1>Evaluation report</h1>"]
@@ -65,22 +65,22 @@ def page(sections: Sequence[Section], shown: Shown) -> str:
     )
 
 
-def _section(section: Section, found: Found, shown: Shown) -> Iterator[str]:
+def _section(section: Section, lookup: QuestionLookup, shown: PageContent) -> Iterator[str]:
     yield f"<h2>{_e(section.title)}</h2>"
     yield f'<p class="{"state" if section.complete else "alarm"}">{_e(words.state(section))}</p>'
     for warning in section.warnings:
         yield f'<p class="alarm">Warning: {_e(warning)}</p>'
     yield '<ul class="findings">'
     verdicts = [one.verdict for one in section.comparison.differences] if section.comparison else []
-    for i, said in enumerate(words.conclusions(section)):
+    for i, conclusion in enumerate(words.conclusions(section)):
         kind = _KIND.get(verdicts[i], "none") if i < len(verdicts) else "none"
-        yield f'<li class="{kind}">{_e(said)}</li>'
+        yield f'<li class="{kind}">{_e(conclusion)}</li>'
     yield "</ul>"
     yield from _charts(section)
     for table in tables(section):
         yield _table(table)
     yield from _failures(section)
-    yield from _flips(section, found, shown)
+    yield from _flips(section, lookup, shown)
     yield "<details><summary>What made this</summary><dl>"
     for name, value in facts(section):
         yield f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>"
@@ -122,7 +122,7 @@ def _bar(one: Difference, label: str, scale: float) -> Bar:
 def _sweep(section: Section, sweep: Sweep, scale: float, unit: str) -> str:
     comparison = section.comparison
     assert comparison is not None
-    main = {name: found[0] for name, found in comparison.estimates.items()}
+    main = {name: estimates[0] for name, estimates in comparison.estimates.items()}
 
     def dot(x: float, one: Estimate) -> Dot:
         return Dot(x, scale * one.value, scale * one.interval.low, scale * one.interval.high)
@@ -167,21 +167,23 @@ def _failures(section: Section) -> Iterator[str]:
     yield _table(Table(title, ("question", "method", "reason"), rows, 3, note))
 
 
-def _flips(section: Section, found: Found, shown: Shown) -> Iterator[str]:
+def _flips(section: Section, lookup: QuestionLookup, shown: PageContent) -> Iterator[str]:
     if not section.flips:
         return
     yield f"<h3>Questions whose score changed ({words.count(len(section.flips))})</h3>"
     if len(section.flips) > shown.flips:
         yield f"<p>The first {shown.flips} are shown; changed.csv has all of them.</p>"
-    if found.reason:
-        yield f"<p>{_e(found.reason)}, so they are named by their ids.</p>"
+    if lookup.reason:
+        yield f"<p>{_e(lookup.reason)}, so they are named by their ids.</p>"
     for flip in section.flips[: shown.flips]:
-        yield from _flip(section, flip, found, shown)
+        yield from _flip(section, flip, lookup, shown)
 
 
-def _flip(section: Section, flip: Flip, found: Found, shown: Shown) -> Iterator[str]:
+def _flip(
+    section: Section, flip: Flip, lookup: QuestionLookup, shown: PageContent
+) -> Iterator[str]:
     after = flip.after
-    question = found.questions.get(after.question)
+    question = lookup.questions.get(after.question)
     kind, word = ("better", "fixed") if flip.fixed else ("worse", "broken")
     head = f"{after.question}" + (f" · {after.category}" if after.category else "")
     yield f'<article class="flip"><h4><span class="{kind}">{word}</span> by {_e(after.method)}: '
@@ -205,9 +207,9 @@ def _flip(section: Section, flip: Flip, found: Found, shown: Shown) -> Iterator[
         yield f"<div><h5>{_e(record.method)}</h5><blockquote>{_e(record.answer or '')}</blockquote>"
         yield f"<p>{_e(_about(record))}</p>"
         if both:
-            made = shown.maps[key]
-            yield f'<figure><img src="{_e(made[0])}" alt="{_e(made[1])}">'
-            yield f"<figcaption>{_e(made[1])}</figcaption></figure>"
+            flip_maps = shown.maps[key]
+            yield f'<figure><img src="{_e(flip_maps[0])}" alt="{_e(flip_maps[1])}">'
+            yield f"<figcaption>{_e(flip_maps[1])}</figcaption></figure>"
         yield "</div>"
     yield "</div></article>"
 

@@ -24,32 +24,33 @@ SIDE = 320  # pixels of a small image's longer side
 
 
 @dataclass(frozen=True)
-class Found:
+class QuestionLookup:
     """Questions by their id; `reason` says why some are missing, else ""."""
 
     questions: Mapping[str, Question]
     reason: str
 
 
-def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
+def look_up(run: Run, wanted: Mapping[str, int]) -> QuestionLookup:
     """Read the run's data again, up to the last requested question.
 
     Args:
         wanted: id -> its index in the data.
     """
     if not wanted:
-        return Found({}, "")
+        return QuestionLookup({}, "")
     try:
         # Nothing is judged here, so the judge's package and key are not needed.
         settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
-        found = dict(_matching(settings, wanted))
+        questions = dict(_matching(settings, wanted))
     except (ValueError, OSError) as error:
-        return Found({}, f"The data cannot be opened ({error})")
-    if missing := len(wanted) - len(found):
-        return Found(
-            found, f"{number_of(missing, 'question is', 'questions are')} not in the data any more"
+        return QuestionLookup({}, f"The data cannot be opened ({error})")
+    if missing := len(wanted) - len(questions):
+        return QuestionLookup(
+            questions,
+            f"{number_of(missing, 'question is', 'questions are')} not in the data any more",
         )
-    return Found(found, "")
+    return QuestionLookup(questions, "")
 
 
 def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tuple[str, Question]]:
@@ -66,19 +67,19 @@ def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tupl
 
 def small_image(image: Image.Image, side: int = SIDE) -> str:
     """A small copy as a data URL: JPEG, at most `side` pixels long."""
-    made = image.convert("RGB")
-    made.thumbnail((side, side))
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
     data = io.BytesIO()
-    made.save(data, "JPEG", quality=82)
+    small.save(data, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def small_images(question: Question) -> tuple[list[str], str]:
     """The question's images, small; and the error of any that cannot be opened."""
-    made = []
+    urls = []
     for picture in question.pictures:
         try:
-            made.append(small_image(picture()))
+            urls.append(small_image(picture()))
         except (ValueError, OSError) as error:
-            return made, str(error)
-    return made, ""
+            return urls, str(error)
+    return urls, ""

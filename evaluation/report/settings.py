@@ -22,13 +22,14 @@ class ReportSettings:
     )
     maps: int = setting(
         0,
-        "Of so many of these both answers are given again and shown with their maps, which "
-        "loads the run's model.",
+        "For this many of these, show both answers with their maps; the run's model is loaded and "
+        "answers again.",
         low=0,
         high=MOST_FLIPS,
     )
     data: bool = setting(
-        True, "Open the data again for the texts and images of these; else they have their ids."
+        True,
+        "Open the data again for the texts and images of these; else only their ids are shown.",
     )
 
     def __post_init__(self) -> None:

@@ -27,34 +27,38 @@ class Table:
 
 def tables(section: Section) -> list[Table]:
     """The non-empty tables of the section, in reading order."""
-    made = []
+    result = []
     if section.comparison is not None:
-        made += [_figures(section), _differences(section), _categories(section)]
-    made += [_usage(section), _beside(section)]
-    return [table for table in made if table is not None and table.rows]
+        result += [_figures(section), _differences(section), _categories(section)]
+    result += [_usage(section), _other_judge(section)]
+    return [table for table in result if table is not None and table.rows]
 
 
 def summary(sections: Sequence[Section]) -> Table:
     """All runs at a glance."""
     rows = []
     for section in sections:
-        found = section.comparison
+        comparison = section.comparison
         task = f"{section.run.config.run.task} ({section.protocol.name})"
-        if found is None:
+        if comparison is None:
             rows.append((section.title, task, "-", "-", "-", "-", "nothing to compare"))
             continue
-        by_method = {one.method: one for one in found.differences if one.against == _base(section)}
-        for method in found.methods:
-            main = found.estimates[method][0]
+        by_method = {
+            one.method: one for one in comparison.differences if one.against == _base(section)
+        }
+        for method in comparison.methods:
+            main = comparison.estimates[method][0]
             one = by_method.get(method)
             rows.append(
                 (
                     section.title,
                     task,
                     method,
-                    words.count(len(found.questions)),
-                    words.value(found.metric, main.figure, main.value),
-                    "" if one is None else words.change(found.metric, one.figure, one.difference),
+                    words.count(len(comparison.questions)),
+                    words.value(comparison.metric, main.figure, main.value),
+                    ""
+                    if one is None
+                    else words.change(comparison.metric, one.figure, one.difference),
                     "baseline" if method == _base(section) else one.verdict if one else "",
                 )
             )
@@ -68,56 +72,56 @@ def _base(section: Section) -> str:
 
 
 def _figures(section: Section) -> Table:
-    found = section.comparison
-    assert found is not None
-    names = [one.figure for one in found.estimates[found.methods[0]]]
+    comparison = section.comparison
+    assert comparison is not None
+    names = [one.figure for one in comparison.estimates[comparison.methods[0]]]
     rows = []
     for i, name in enumerate(names):
-        for method in found.methods:
-            one = found.estimates[method][i]
-            ends = words.interval(found.metric, name, one.interval)
-            shown = words.value(found.metric, name, one.value)
+        for method in comparison.methods:
+            one = comparison.estimates[method][i]
+            ends = words.interval(comparison.metric, name, one.interval)
+            shown = words.value(comparison.metric, name, one.value)
             rows.append((words.figure_name(name), method, shown, ends, one.how))
-    confidence = f"{100 * found.settings.confidence:.0f} % interval"
+    confidence = f"{100 * comparison.settings.confidence:.0f} % interval"
     columns = ("figure", "method", "value", confidence, "by")
     return Table("Figures", columns, tuple(rows), numbers_from=2)
 
 
 def _differences(section: Section) -> Table:
-    found = section.comparison
-    assert found is not None
-    rows = tuple(_difference(section, one) for one in (*found.differences, *found.others))
+    comparison = section.comparison
+    assert comparison is not None
+    rows = tuple(_difference(section, one) for one in (*comparison.differences, *comparison.others))
     note = (
-        "p after Holm's correction, for the first figure alone; intervals are not corrected. "
+        "p after Holm's correction, only for the first figure; intervals are not corrected. "
         "Detectable: the true difference that such a sample shows in about 80 of 100 cases."
     )
     return Table("Differences", _columns(section, "figure"), rows, 3, note)
 
 
 def _categories(section: Section) -> Table | None:
-    found = section.comparison
-    assert found is not None
-    if not found.by_category:
+    comparison = section.comparison
+    assert comparison is not None
+    if not comparison.by_category:
         return None
-    if not found.differences:
-        method = found.methods[0]
+    if not comparison.differences:
+        method = comparison.methods[0]
         rows: tuple[tuple[str, ...], ...] = tuple(
             (
                 category,
-                words.value(found.metric, by[method].figure, by[method].value),
-                words.interval(found.metric, by[method].figure, by[method].interval),
+                words.value(comparison.metric, by[method].figure, by[method].value),
+                words.interval(comparison.metric, by[method].figure, by[method].interval),
             )
-            for category, by in found.by_category.items()
+            for category, by in comparison.by_category.items()
         )
         return Table("Categories", ("category", "value", "interval"), rows)
-    rows = tuple(_difference(section, one) for one in found.categories)
+    rows = tuple(_difference(section, one) for one in comparison.categories)
     return Table("Categories", _columns(section, "category"), rows, 3)
 
 
 def _columns(section: Section, first: str) -> tuple[str, ...]:
-    found = section.comparison
-    assert found is not None
-    confidence = f"{100 * found.settings.confidence:.0f} % interval"
+    comparison = section.comparison
+    assert comparison is not None
+    confidence = f"{100 * comparison.settings.confidence:.0f} % interval"
     return (
         *(first, "method", "against", "verdict", "difference", confidence),
         *("p", "fixed", "broken", "same", "value", "other's", "detectable"),
@@ -125,9 +129,9 @@ def _columns(section: Section, first: str) -> tuple[str, ...]:
 
 
 def _difference(section: Section, one: Difference) -> tuple[str, ...]:
-    found = section.comparison
-    assert found is not None
-    metric, figure = found.metric, one.figure
+    comparison = section.comparison
+    assert comparison is not None
+    metric, figure = comparison.metric, one.figure
     size = words.change(metric, figure, one.detectable).removeprefix("+")
     judged = bool(one.verdict)
     return (
@@ -168,13 +172,15 @@ def _usage(section: Section) -> Table:
     return Table("Answers", columns, tuple(rows), 1, note)
 
 
-def _beside(section: Section) -> Table | None:
-    if not section.beside:
+def _other_judge(section: Section) -> Table | None:
+    if not section.other_judge:
         return None
-    own = section.protocol.judge.name
-    rows = tuple((name, f"{100 * mean:.1f} %") for name, mean in section.beside.items())
+    protocol_judge = section.protocol.judge.name
+    rows = tuple((name, f"{100 * mean:.1f} %") for name, mean in section.other_judge.items())
     note = (
         f"The figures above are by the judge {section.run.config.run.judge}. The protocol's own "
-        f"judge is {own}; these are its mean scores of the same answers."
+        f"judge is {protocol_judge}; these are its mean scores of the same answers."
     )
-    return Table(f"By the protocol's own judge, {own}", ("method", "mean score"), rows, 1, note)
+    return Table(
+        f"By the protocol's own judge, {protocol_judge}", ("method", "mean score"), rows, 1, note
+    )

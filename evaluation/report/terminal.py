@@ -30,20 +30,20 @@ def show(sections: Sequence[Section], console: Console) -> None:
         for table in tables(section):
             console.print(_table(table))
         for failure in section.failures[:MOST_FAILURES]:
-            said = f"No answer: {failure.question} by {failure.method}: {failure.reason}"
-            console.print(Text(said, style="red"))
+            message = f"No answer: {failure.question} by {failure.method}: {failure.reason}"
+            console.print(Text(message, style="red"))
         if (more := len(section.failures) - MOST_FAILURES) > 0:
             console.print(Text(f"... and {words.count(more)} more without an answer.", style="red"))
-        for said in words.conclusions(section):
-            console.print(Text(f"• {said}"))
+        for message in words.conclusions(section):
+            console.print(Text(f"• {message}"))
 
 
 def _table(table: Table) -> RichTable:
-    made = RichTable(title=Text(table.title), title_justify="left", caption_justify="left")
+    rich_table = RichTable(title=Text(table.title), title_justify="left", caption_justify="left")
     if table.note:
-        made.caption = Text(table.note)
+        rich_table.caption = Text(table.note)
     for i, name in enumerate(table.columns):
-        made.add_column(Text(name), justify="right" if table.is_number(i) else "left")
+        rich_table.add_column(Text(name), justify="right" if table.is_number(i) else "left")
     for row in table.rows:
-        made.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    return made
+        rich_table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    return rich_table

@@ -93,22 +93,25 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def finding(found: Comparison, one: Difference) -> str:
+def finding(comparison: Comparison, one: Difference) -> str:
     """One comparison as a sentence or three."""
-    metric = found.metric
+    metric = comparison.metric
     name = figure_name(one.figure)
-    here = f" in {one.category}" if one.category else ""
+    in_category = f" in {one.category}" if one.category else ""
     figures = (
         f"{value(metric, one.figure, one.value)} against {value(metric, one.figure, one.base)}"
     )
     if one.verdict == UNDEFINED:
-        return f"{one.method} and {one.against} cannot be compared{here}: {name} is not defined."
+        return (
+            f"{one.method} and {one.against} cannot be compared{in_category}: {name} is "
+            "not defined."
+        )
     unit = "" if is_points(metric, one.figure) else " percentage points"
-    many = found.differences if not one.category else found.categories
+    many = comparison.differences if not one.category else comparison.categories
     corrected = f" after Holm's correction for {len(many)} comparisons" if len(many) > 1 else ""
     sure = (
         f"{change(metric, one.figure, one.difference)}{unit}, "
-        f"{100 * found.settings.confidence:.0f} % interval "
+        f"{100 * comparison.settings.confidence:.0f} % interval "
         f"{changes(metric, one.figure, one.interval)}; {one.test}, "
         f"{p_is(one.adjusted)}{corrected}"
     )
@@ -116,23 +119,25 @@ def finding(found: Comparison, one: Difference) -> str:
     moved = f"{count(one.fixed)} {questions} became better, {count(one.broken)} worse."
     if one.verdict == NONE_SHOWN:
         return (
-            f"No difference shown between {one.method} and {one.against}{here}: {name} {figures} "
-            f"({sure}). {moved} {could_have(found, one)}"
+            f"No difference shown between {one.method} and {one.against}{in_category}: "
+            f"{name} {figures} "
+            f"({sure}). {moved} {could_have(comparison, one)}"
         )
     assert one.verdict in (BETTER, WORSE)
     return (
-        f"{one.method} is {one.verdict} than {one.against}{here}: {name} {figures} ({sure}). "
+        f"{one.method} is {one.verdict} than {one.against}{in_category}: {name} {figures} "
+        f"({sure}). "
         f"{moved}"
     )
 
 
-def could_have(found: Comparison, one: Difference) -> str:
+def could_have(comparison: Comparison, one: Difference) -> str:
     """The differences that the sample could have shown."""
     if math.isnan(one.detectable):
         return "How small a difference such a sample would show is not known."
-    unit = "" if is_points(found.metric, one.figure) else " percentage points"
-    size = change(found.metric, one.figure, one.detectable).removeprefix("+")
-    many = len(found.categories if one.category else found.differences)
+    unit = "" if is_points(comparison.metric, one.figure) else " percentage points"
+    size = change(comparison.metric, one.figure, one.detectable).removeprefix("+")
+    many = len(comparison.categories if one.category else comparison.differences)
     before = " before correction" if many > 1 else ""
     return (
         f"Such a sample shows a true difference of {size}{unit} with a probability of about 80 %"
@@ -159,21 +164,21 @@ def state(section: Section) -> str:
 
 def conclusions(section: Section) -> list[str]:
     """What the run says about every method, and of the control where there is one."""
-    found = section.comparison
-    if found is None:
+    comparison = section.comparison
+    if comparison is None:
         return [f"Nothing can be compared: {section.reason}"]
-    said = [finding(found, one) for one in found.differences]
-    if not found.differences:
-        said.append(f"{found.methods[0]} is the only method, so nothing is compared.")
-    verdicts = {(one.method, one.against): one for one in found.differences}
-    baseline = found.settings.baseline
+    sentences = [finding(comparison, one) for one in comparison.differences]
+    if not comparison.differences:
+        sentences.append(f"{comparison.methods[0]} is the only method, so nothing is compared.")
+    verdicts = {(one.method, one.against): one for one in comparison.differences}
+    baseline = comparison.settings.baseline
     for (method, twin), one in verdicts.items():
         gained = verdicts.get((method, baseline))
         if twin == baseline or gained is None or gained.verdict != BETTER:
             continue
         if one.verdict != BETTER:
-            said.append(
+            sentences.append(
                 f"So the gain of {method} is not shown to come from the sinks: treating as many "
                 "random tokens in the same way is not shown to be worse."
             )
-    return said
+    return sentences

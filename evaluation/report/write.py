@@ -19,8 +19,8 @@ from sinkscope.evaluation.report.csv_files import csv_files
 from sinkscope.evaluation.report.gather import Section, gather
 from sinkscope.evaluation.report.maps import Maps, draw_maps
 from sinkscope.evaluation.report.markdown import markdown
-from sinkscope.evaluation.report.page import Shown, page
-from sinkscope.evaluation.report.questions import Found, look_up
+from sinkscope.evaluation.report.page import PageContent, page
+from sinkscope.evaluation.report.questions import QuestionLookup, look_up
 from sinkscope.evaluation.report.settings import ReportSettings
 from sinkscope.evaluation.statistics.settings import CompareSettings
 from sinkscope.models.loading import ModelHandle
@@ -61,19 +61,19 @@ def make_report(
     """
     chosen = settings or ReportSettings()
     sections = gather(runs, statistics or CompareSettings())
-    found = [_found(section, chosen) for section in sections]
+    lookups = [_questions(section, chosen) for section in sections]
     maps: Maps = {}
     if chosen.maps:
         if load is None:
             raise ValueError("maps are wanted, which need a way to load models.")
-        for section, questions in zip(sections, found, strict=True):
+        for section, questions in zip(sections, lookups, strict=True):
             if section.flips:
                 handle = load(section.run.config.model)
                 maps |= draw_maps(section, questions, chosen.maps, handle)
     files = {
-        "report.html": page(sections, Shown(found, chosen.flips, maps)),
-        "report.md": markdown(sections, found),
-        **csv_files(sections, found),
+        "report.html": page(sections, PageContent(lookups, chosen.flips, maps)),
+        "report.md": markdown(sections, lookups),
+        **csv_files(sections, lookups),
     }
     return Report(sections, files)
 
@@ -98,8 +98,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def _found(section: Section, settings: ReportSettings) -> Found:
+def _questions(section: Section, settings: ReportSettings) -> QuestionLookup:
     if not settings.data:
-        return Found({}, "The data was not read" if section.flips else "")
+        return QuestionLookup({}, "The data was not read" if section.flips else "")
     shown = section.flips[: settings.flips] if settings.flips else ()
     return look_up(section.run, {flip.after.question: flip.after.index for flip in shown})

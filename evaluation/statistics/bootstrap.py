@@ -17,7 +17,7 @@ _MOST_VALUES = 4_000_000  # of weights at a time: 32 MB
 
 
 @dataclass(frozen=True)
-class Draws:
+class Resamples:
     """Figures of each method on the same B resamples.
 
     Attributes:
@@ -37,7 +37,7 @@ class Draws:
         return self.figures[method][figure] - self.figures[baseline][figure]
 
 
-def draw(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int = 0) -> Draws:
+def resample(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int = 0) -> Resamples:
     """Resample clusters; the same draws for every method.
 
     Clusters with the same sums for every method are grouped, and a draw is a count per group: this
@@ -63,16 +63,18 @@ def draw(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int = 0
         column = 0
         for name, counts in zip(methods, aligned, strict=True):
             width = counts.shape[1]
-            own = kinds[:, column : column + width]
+            method_sums = kinds[:, column : column + width]
             column += width
             tally = tallies[name]
-            of_kinds = Tally(("",) * len(kinds), tally.names, own, tally.compute)
+            of_kinds = Tally(("",) * len(kinds), tally.names, method_sums, tally.compute)
             parts[name].append(of_kinds.figures(weights))
     figures = {
-        name: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
-        for name, found in parts.items()
+        name: {
+            key: np.concatenate([part[key] for part in method_figures]) for key in method_figures[0]
+        }
+        for name, method_figures in parts.items()
     }
-    return Draws(figures, total)
+    return Resamples(figures, total)
 
 
 def percentiles(values: Array, confidence: float = CONFIDENCE) -> Interval:
@@ -86,7 +88,7 @@ def percentiles(values: Array, confidence: float = CONFIDENCE) -> Interval:
 
 def p_value(differences: Array) -> float:
     """Two-sided p of no difference: twice the share of draws on the other side of 0, by the draws'
-    own distribution, never below 2 / (B + 1). NaN where no draw is defined."""
+    own distribution, never below 2 / (B + 1). NaN if no draw is defined."""
     kept = differences[~np.isnan(differences)]
     if not len(kept):
         return float("nan")

@@ -145,7 +145,7 @@ def compare(
     others = [whole.difference(a, b, name, "") for a, b in pairs for name in names if name != main]
     parts = _categories(metric, common, chosen)
     by_category = {
-        category: {name: found[main] for name, found in part.estimates.items()}
+        category: {name: estimates[main] for name, estimates in part.estimates.items()}
         for category, part in parts.items()
     }
     inside = [part.difference(a, b, main, c) for c, part in parts.items() for a, b in pairs]
@@ -155,7 +155,7 @@ def compare(
         methods=tuple(answers),
         questions=tuple(one.id for one in common[chosen.baseline]),
         left_out=left_out,
-        estimates={name: tuple(found.values()) for name, found in whole.estimates.items()},
+        estimates={name: tuple(estimates.values()) for name, estimates in whole.estimates.items()},
         differences=_judged(metric, differences, chosen.alpha),
         others=tuple(replace(one, p=math.nan, adjusted=math.nan) for one in others),
         categories=_judged(metric, inside, chosen.alpha),
@@ -171,7 +171,7 @@ class _Part:
     metric: TallyMetric
     answers: Mapping[str, Sequence[Judged]]
     tallies: Mapping[str, Tally]
-    draws: bootstrap.Draws
+    draws: bootstrap.Resamples
     estimates: Mapping[str, Mapping[str, Estimate]]
     exact: bool
     settings: CompareSettings
@@ -227,12 +227,12 @@ class _Part:
 def _part(
     metric: TallyMetric, answers: Mapping[str, Sequence[Judged]], settings: CompareSettings
 ) -> _Part:
-    tallies = {name: metric.tally(found) for name, found in answers.items()}
-    draws = bootstrap.draw(tallies, settings.resamples, settings.seed)
+    tallies = {name: metric.tally(records) for name, records in answers.items()}
+    draws = bootstrap.resample(tallies, settings.resamples, settings.seed)
     every = next(iter(answers.values()))
     exact = metric.independent and len({one.cluster for one in every}) == len(every)
     exact = exact and all(
-        one.judgement.score in (0.0, 1.0) for found in answers.values() for one in found
+        one.judgement.score in (0.0, 1.0) for records in answers.values() for one in records
     )
     estimates: dict[str, dict[str, Estimate]] = {}
     for method, tally in tallies.items():
@@ -262,11 +262,11 @@ def _common(
             f"The baseline is {settings.baseline!r}; allowed: {', '.join(answers) or 'no method'}."
         )
     by_id: dict[str, dict[str, Judged]] = {}
-    for method, found in answers.items():
-        by_id[method] = {one.id: one for one in found}
-        if len(by_id[method]) != len(found):
+    for method, records in answers.items():
+        by_id[method] = {one.id: one for one in records}
+        if len(by_id[method]) != len(records):
             raise ValueError(f"A question has more than one answer by {method}.")
-    order = dict.fromkeys(one.id for found in answers.values() for one in found)
+    order = dict.fromkeys(one.id for records in answers.values() for one in records)
     missing = {
         name: tuple(method for method in answers if name not in by_id[method]) for name in order
     }
@@ -274,7 +274,7 @@ def _common(
     if not kept:
         raise NothingToCompareError(
             "No question has an answer of every method: "
-            + ", ".join(f"{method} has {len(found)}" for method, found in answers.items())
+            + ", ".join(f"{method} has {len(records)}" for method, records in answers.items())
             + "."
         )
     common = {method: [by_id[method][name] for name in kept] for method in answers}
@@ -290,7 +290,7 @@ def _categories(
     return {
         name or "(none)": _part(
             metric,
-            {m: [one for one in found if one.category == name] for m, found in common.items()},
+            {m: [one for one in records if one.category == name] for m, records in common.items()},
             settings,
         )
         for name in names
@@ -305,12 +305,12 @@ def _least(changed: int) -> float:
 
 
 def _judged(
-    metric: TallyMetric, found: Sequence[Difference], alpha: float
+    metric: TallyMetric, differences: Sequence[Difference], alpha: float
 ) -> tuple[Difference, ...]:
-    adjusted = holm([one.p for one in found])
+    adjusted = holm([one.p for one in differences])
     return tuple(
         replace(one, adjusted=p, verdict=_verdict(metric, replace(one, adjusted=p), alpha))
-        for one, p in zip(found, adjusted, strict=True)
+        for one, p in zip(differences, adjusted, strict=True)
     )
 
 

@@ -18,7 +18,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Interval:
-    """Ends of a two-sided confidence interval; NaN where there is none."""
+    """Ends of a two-sided confidence interval; NaN if there is none."""
 
     low: float
     high: float
@@ -44,8 +44,8 @@ def wilson(right: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     and is not empty at 0 of n."""
     if n <= 0:
         return Interval(math.nan, math.nan)
-    found = scipy_stats().binomtest(right, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    interval = scipy_stats().binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
 
 
 def mcnemar(fixed: int, broken: int) -> float:

@@ -22,21 +22,24 @@ class CompareSettings:
 
     baseline: str = setting(
         "default",
-        "The method that the others are compared with. A run without `default` takes its first.",
+        "The method that the others are compared with; without `default`, a run's first one.",
         metavar="METHOD",
     )
     alpha: float = setting(
         ALPHA,
-        "Two-sided error rate of a family of comparisons, behind a verdict.",
+        "Two-sided error rate of a family of comparisons, for verdicts.",
         low=0.0,
         above=True,
         high=0.5,
     )
     confidence: float = setting(
-        CONFIDENCE, "Of the intervals, which are not corrected.", low=0.5, high=0.9999
+        CONFIDENCE,
+        "Confidence level of the intervals, which are not corrected.",
+        low=0.5,
+        high=0.9999,
     )
-    resamples: int = setting(RESAMPLES, "Of the bootstrap.", low=1, high=MOST_RESAMPLES)
-    seed: int = setting(0, "Of the bootstrap.", low=0, high=HIGHEST_SEED)
+    resamples: int = setting(RESAMPLES, "Bootstrap resamplings.", low=1, high=MOST_RESAMPLES)
+    seed: int = setting(0, "Seed of the bootstrap.", low=0, high=HIGHEST_SEED)
     controls: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

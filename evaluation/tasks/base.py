@@ -46,14 +46,14 @@ class Task:
     Attributes:
         name: of `--task`.
         about: one line.
-        read: its questions, in the data's order, from opened data (None where it needs none).
+        read: its questions, in the data's order, from opened data (None if it needs none).
         protocols: at least `fixed`, the first one.
-        hub: its dataset on the hub; None where it has none.
+        hub: its dataset on the hub; None if it has none.
         tables: of the dataset that it reads.
         data: what `--data` may be where there is no dataset; "" where no data is needed.
         endless: whether there are always more questions, so that a limit is needed.
         parts: the categories that it has, where they are known.
-        joined: tables that are no questions: what questions are joined with.
+        joined: tables without questions that are joined with the questions.
     """
 
     name: str
@@ -87,7 +87,7 @@ class RowFault(ValueError):  # noqa: N818  (recorded as the row's fault, and end
 
 
 @dataclass(frozen=True)
-class HeldPicture:
+class LoadedPicture:
     """An image that is in memory already."""
 
     image: Image.Image
@@ -127,8 +127,8 @@ def items(
         first = False
         try:
             if lacks := [one for one in needed if one not in row.values]:
-                there = ", ".join(list(map(str, row.values))[:MOST_NAMED])
-                raise RowFault(f"has no {', '.join(lacks)}; columns present: {there}")
+                columns = ", ".join(list(map(str, row.values))[:MOST_NAMED])
+                raise RowFault(f"has no {', '.join(lacks)}; columns present: {columns}")
             yield make(row)
         except (RowFault, RecordError) as error:
             text = str(error).rstrip(".")
@@ -161,18 +161,18 @@ def pictures(row: Row, *columns: str) -> tuple[StoredPicture, ...]:
     Raises:
         RowFault: there is none.
     """
-    found = row.images(*columns)
-    if not found:
+    images = row.images(*columns)
+    if not images:
         raise RowFault(f"has no image in {', '.join(columns)}")
-    return found
+    return images
 
 
-def shared_image(found: Sequence[StoredPicture]) -> str:
+def shared_image(pictures: Sequence[StoredPicture]) -> str:
     """The cluster of a question whose data names none: its first image, by path or bytes, so that
     questions about one image are never taken for independent."""
-    reference = found[0].reference
+    reference = pictures[0].reference
     name = image_name(reference)
-    return posixpath.normpath(name) if reference.kind == "file" else name
+    return posixpath.normpath(name) if reference.encoding == "file" else name
 
 
 def lettered(texts: Sequence[Any]) -> Options:
@@ -192,13 +192,13 @@ def letter_of(value: Any, options: Options) -> str:
     Raises:
         RowFault: it is empty, or no letter of the options.
     """
-    said = "" if value is None else str(value).strip()
-    if not said:
+    text = "" if value is None else str(value).strip()
+    if not text:
         raise RowFault("has no answer")
-    letter = said.strip("()[]. ").upper()
+    letter = text.strip("()[]. ").upper()
     letters = [one for one, _ in options]
     if letter not in letters:
-        raise RowFault(f"has the answer {shown(said)}; allowed: {', '.join(letters)}")
+        raise RowFault(f"has the answer {shown(text)}; allowed: {', '.join(letters)}")
     return letter
 
 
@@ -208,10 +208,10 @@ def yes_or_no(value: Any) -> str:
     Raises:
         RowFault: it is neither.
     """
-    said = "" if value is None else str(value).strip().rstrip(".").lower()
-    if said not in ("yes", "no"):
+    word = "" if value is None else str(value).strip().rstrip(".").lower()
+    if word not in ("yes", "no"):
         raise RowFault(f"has the answer {shown(value)}; allowed: yes, no")
-    return said
+    return word
 
 
 def answers_of(value: Any) -> tuple[str, ...]:
@@ -221,9 +221,9 @@ def answers_of(value: Any) -> tuple[str, ...]:
         RowFault: there is none.
     """
     given = value if isinstance(value, list | tuple) else []
-    said = [one.get("answer") if isinstance(one, dict) else one for one in given]
-    texts = tuple(one for one in said if isinstance(one, str))
-    if not said or len(texts) != len(said):
+    answers = [one.get("answer") if isinstance(one, dict) else one for one in given]
+    texts = tuple(one for one in answers if isinstance(one, str))
+    if not answers or len(texts) != len(answers):
         raise RowFault(f"has no answers: {shown(value)}; allowed: a list of texts")
     return texts
 
@@ -257,13 +257,13 @@ def kit_protocol(prompt: Callable[[Question], str], judge: Judge, metric: Metric
 
 def option_lines(options: Options) -> str:
     """`A. x` and `B. y`, one per line."""
-    return "\n".join(f"{letter}. {said}" for letter, said in options)
+    return "\n".join(f"{letter}. {option}" for letter, option in options)
 
 
 def kit_choice(question: Question) -> str:
     """VLMEvalKit's prompt of a multiple choice, with a Chinese instruction where the question or an
     option has a Chinese character."""
-    lines = "".join(f"{letter}. {said}\n" for letter, said in question.options)
+    lines = "".join(f"{letter}. {option}\n" for letter, option in question.options)
     asked = f"Question: {question.text}\nOptions:\n{lines}"
     return asked + (KIT_CHOICE_CHINESE if _CHINESE.search(asked) else KIT_CHOICE)
 

@@ -58,15 +58,15 @@ def _name(row: Row) -> str:
 
 def _question(row: Row) -> Question:
     options = lettered(column(row, "choices"))
-    found = pictures(row, *_IMAGES)
+    images = pictures(row, *_IMAGES)
     return Question(
         id=_name(row),
         text=text(row, "prompt"),
-        pictures=found,
+        pictures=images,
         truth=letter_of(column(row, "answer"), options),
         options=options,
         category=str(row.values.get("sub_task") or row.table.configuration or ""),
-        cluster=shared_image(found),
+        cluster=shared_image(images),
         fields={"question": str(row.values.get("question") or "")},
     )
 

@@ -22,8 +22,8 @@ class ByQuestion:
     def judge(self, answer: str, question: Question) -> Judgement:
         """As that judge does."""
         chosen = judge_for(question)
-        made = chosen.judge(answer, question)
-        return replace(made, details={**made.details, "judge": chosen.name})
+        judgement = chosen.judge(answer, question)
+        return replace(judgement, details={**judgement.details, "judge": chosen.name})
 
 
 def judge_for(question: Question) -> Judge:

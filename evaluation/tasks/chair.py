@@ -18,9 +18,9 @@ from sinkscope.evaluation.data import Data, StoredPicture, Table
 from sinkscope.evaluation.judges.chair import Chair, objects_named
 from sinkscope.evaluation.metrics.chair import Chair as ChairMetric
 from sinkscope.evaluation.tasks.base import Item, Task, lmms_protocol
-from sinkscope.outside import DATASET, read_json
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
 from sinkscope.records.record import Reference
+from sinkscope.untrusted import DATASET, read_json
 from sinkscope.utils import sha256
 
 INSTANCES = Table("annotations", "instances_val2014")
@@ -34,12 +34,12 @@ def read(data: Data | None) -> Iterator[Item]:
     that its captions name.
 
     Raises:
-        ValueError: a file is missing, or is no COCO annotation.
+        ValueError: a file is missing, or is not a COCO annotation.
     """
     assert data is not None
     if CAPTIONS not in data.tables or not data.files:
         raise ValueError(
-            f"The data {data.name} is no folder with COCO; allowed: one with {INSTANCES}.json, "
+            f"The data {data.name} is not a folder with COCO; allowed: one with {INSTANCES}.json, "
             f"{CAPTIONS}.json and the images in {FOLDER}/."
         )
     path = data.files[INSTANCES][0]
@@ -48,21 +48,21 @@ def read(data: Data | None) -> Iterator[Item]:
     objects: dict[int, set[str]] = defaultdict(set)
     for one in instances["annotations"]:
         objects[one["image_id"]].add(names[one["category_id"]])
-    said: dict[int, list[str]] = defaultdict(list)
+    captions_of: dict[int, list[str]] = defaultdict(list)
     for one in _coco(data.files[CAPTIONS][0], "captions")["annotations"]:
-        said[one["image_id"]].append(str(one["caption"]))
+        captions_of[one["image_id"]].append(str(one["caption"]))
     files = {one["id"]: str(one["file_name"]) for one in instances["images"]}
     folder = data.images or path.parent.parent / FOLDER
-    found = Beside(folder.absolute())
+    folder_pictures = FolderPictures(folder.absolute())
     del instances
     for image in sorted(files, key=lambda number: sha256(str(number).encode())):
         if image not in objects:
             continue
-        captions = said.get(image, [])
+        captions = captions_of.get(image, [])
         yield Question(
             id=str(image),
             text=REQUEST,
-            pictures=(StoredPicture(Reference("file", files[image]), found),),
+            pictures=(StoredPicture(Reference("file", files[image]), folder_pictures),),
             truth=sorted(
                 objects[image] | {thing for one in captions for thing, _ in objects_named(one)}
             ),
@@ -71,13 +71,13 @@ def read(data: Data | None) -> Iterator[Item]:
 
 
 def _coco(path: Path, what: str) -> Mapping[str, Any]:
-    made = read_json(path, f"The {what}", DATASET)
+    values = read_json(path, f"The {what}", DATASET)
     needed = ("images", "annotations", "categories") if what == "instances" else ("annotations",)
     for key in needed:
-        if not isinstance(made, dict) or not isinstance(made.get(key), list):
-            there = ", ".join(made) if isinstance(made, dict) else type(made).__name__
-            raise ValueError(f"The {what} {path} have no list {key!r}; keys present: {there}.")
-    return dict(made)
+        if not isinstance(values, dict) or not isinstance(values.get(key), list):
+            found_keys = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"The {what} {path} have no list {key!r}; keys present: {found_keys}.")
+    return dict(values)
 
 
 def prompt(question: Question) -> str:

@@ -19,7 +19,7 @@ from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data
 from sinkscope.evaluation.judges.exact_match import ExactMatch
 from sinkscope.evaluation.metrics.accuracy import MacroByCategory
-from sinkscope.evaluation.tasks.base import HeldPicture, Task
+from sinkscope.evaluation.tasks.base import LoadedPicture, Task
 
 SEED = 4  # the first number of these scenes' seeds; training, card and sinks have others
 
@@ -29,7 +29,7 @@ def read(data: Data | None) -> Iterator[Question]:
     for index in itertools.count():
         width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
         drawn = scene((SEED, index), width, height)
-        picture = HeldPicture(Image.fromarray(drawn.image))
+        picture = LoadedPicture(Image.fromarray(drawn.image))
         for asked in questions(drawn, KINDS):
             yield Question(
                 id=f"scene-{index}-{asked.kind}",

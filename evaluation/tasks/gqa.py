@@ -64,9 +64,9 @@ def _pictures(
     row: Row, images: Mapping[str, tuple[StoredPicture, ...]]
 ) -> tuple[StoredPicture, ...]:
     name = str(column(row, "imageId"))
-    if not (found := images.get(name)):
+    if not (image := images.get(name)):
         raise RowFault(f"names the image {name!r}, which {IMAGES} does not have")
-    return found
+    return image
 
 
 def _question(row: Row) -> Question:

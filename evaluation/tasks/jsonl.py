@@ -58,16 +58,16 @@ def question_of(row: Row) -> Question:
     if record.history:
         raise RowFault("has earlier turns; allowed: questions that stand by themselves")
     known = plain(row.values)
-    options = tuple((letter.upper(), said) for letter, said in record.choices)
-    found = tuple(StoredPicture(image, row.pictures) for image in record.images)
+    options = tuple((letter.upper(), option) for letter, option in record.choices)
+    images = tuple(StoredPicture(image, row.pictures) for image in record.images)
     return Question(
         id=record.id or f"row-{row.number}",
         text=record.question,
-        pictures=found,
+        pictures=images,
         truth=truth_of(record, options, known.get("answers")),
         options=options,
         category=_first(known, CATEGORIES),
-        cluster=_first(known, CLUSTERS) or shared_image(found),
+        cluster=_first(known, CLUSTERS) or shared_image(images),
         system=record.system,
     )
 
@@ -84,20 +84,20 @@ def truth_of(record: Record, options: Options, annotators: object = None) -> obj
         if len(several) > 1 and all(isinstance(one, str) for one in several):
             return tuple(several)
         return answer
-    same = [letter for letter, said in options if said.strip() == answer.strip()]
+    same = [letter for letter, option in options if option.strip() == answer.strip()]
     if len(same) == 1:
         return same[0]
     if len(answer.strip("()[]. ")) == 1 and answer.strip("()[]. ") in string.ascii_letters:
         return letter_of(answer, options)
-    texts = ", ".join(f"{letter} ({shown(said)})" for letter, said in options)
-    raise RowFault(f"has the answer {shown(answer)}, which is no option; allowed: {texts}")
+    texts = ", ".join(f"{letter} ({shown(option)})" for letter, option in options)
+    raise RowFault(f"has the answer {shown(answer)}, which is not an option; allowed: {texts}")
 
 
 def prompt(question: Question) -> str:
     """The question, with its options as lines where it does not name them itself."""
-    if not question.options or all(said in question.text for _, said in question.options):
+    if not question.options or all(option in question.text for _, option in question.options):
         return question.text
-    lines = "\n".join(f"{letter}. {said}" for letter, said in question.options)
+    lines = "\n".join(f"{letter}. {option}" for letter, option in question.options)
     return f"{question.text}\n{lines}{BY_LETTER}"
 
 

@@ -50,7 +50,7 @@ def _name(row: Row) -> str:
 
 def _question(row: Row) -> Question:
     given = text(row, "Options")
-    options = lettered([said.strip() for _, said in _OPTION.findall(given)])
+    options = lettered([option.strip() for _, option in _OPTION.findall(given)])
     number = column(row, "Index")
     if not isinstance(number, int) or number < 1:
         raise RowFault(f"has the Index {number!r}; allowed: a whole number from 1 up")

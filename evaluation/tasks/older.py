@@ -63,15 +63,15 @@ def _question(row: Row) -> Question:
     known = {key: row.values.get(key) for key in GROUPS}
     numbered = [key for key in NUMBERED if row.values.get(key)]
     single = [key for key in SINGLE if row.values.get(key)][:1]
-    found = pictures(row, *(numbered or single or NUMBERED))
+    images = pictures(row, *(numbered or single or NUMBERED))
     return Question(
         id=_name(row),
         text=asked,
-        pictures=found,
+        pictures=images,
         truth=_truth(truth, options),
         options=options,
         category=next((str(value) for value in known.values() if value), ""),
-        cluster=shared_image(found),
+        cluster=shared_image(images),
         fields={"truth": truth},
     )
 
@@ -89,20 +89,20 @@ def _turn(row: Row, index: int) -> str:
 def options_in(question: str) -> Options:
     """The options that a question writes as `(A) x (B) y`, or one per line; none where its letters
     do not begin with A and go on without a gap."""
-    found = [(letter, said.strip()) for letter, said in _OPTION.findall(question)]
-    letters = "".join(letter for letter, _ in found)
-    return tuple(found) if len(found) > 1 and letters == "ABCDEFGH"[: len(found)] else ()
+    options = [(letter, option.strip()) for letter, option in _OPTION.findall(question)]
+    letters = "".join(letter for letter, _ in options)
+    return tuple(options) if len(options) > 1 and letters == "ABCDEFGH"[: len(options)] else ()
 
 
-def _truth(said: str, options: Options) -> str:
+def _truth(truth: str, options: Options) -> str:
     """The letter that the truth names by itself, by its text, or before its text."""
     if not options:
-        return said
-    same = [letter for letter, text in options if text.casefold() == said.casefold()]
+        return truth
+    same = [letter for letter, text in options if text.casefold() == truth.casefold()]
     if len(same) == 1:
         return same[0]
-    leading = re.match(r"\(?([A-Ha-h])[).:]?(?:\s|$)", said)
-    return letter_of(leading[1] if leading else said, options)
+    leading = re.match(r"\(?([A-Ha-h])[).:]?(?:\s|$)", truth)
+    return letter_of(leading[1] if leading else truth, options)
 
 
 def prompt(question: Question) -> str:

@@ -44,14 +44,14 @@ def _name(row: Row) -> str:
 def _question(row: Row) -> Question:
     # the image's name; three subsets ask about the same 500
     source = row.values.get("image_source")
-    found = pictures(row, "image")
+    images = pictures(row, "image")
     return Question(
         id=_name(row),
         text=text(row, "question").strip(),
-        pictures=found,
+        pictures=images,
         truth=yes_or_no(column(row, "answer")),
         category=text(row, "category"),
-        cluster=str(source) if source else shared_image(found),
+        cluster=str(source) if source else shared_image(images),
     )
 
 

@@ -48,15 +48,15 @@ def _question(row: Row) -> Question:
     index = column(row, "correct_answer_idx")
     if not isinstance(index, int) or not 0 <= index < len(options):
         raise RowFault(f"has correct_answer_idx {index!r}; allowed: 0 to {len(options) - 1}")
-    found = pictures(row, "image_bytes")
+    images = pictures(row, "image_bytes")
     return Question(
         id=_name(row),
         text=text(row, "question").strip(),
-        pictures=found,
+        pictures=images,
         truth=options[index][0],
         options=options,
         category=str(row.values.get("question_type") or ""),
-        cluster=shared_image(found),
+        cluster=shared_image(images),
     )
 
 

@@ -38,13 +38,13 @@ def _name(row: Row) -> str:
 
 def _question(row: Row) -> Question:
     source = row.values.get("image_id")
-    found = pictures(row, "image")
+    images = pictures(row, "image")
     return Question(
         id=_name(row),
         text=text(row, "question"),
-        pictures=found,
+        pictures=images,
         truth=answers_of(column(row, "answers")),
-        cluster=str(source) if source else shared_image(found),
+        cluster=str(source) if source else shared_image(images),
     )
 
 

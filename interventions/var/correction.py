@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.var.attended import Attended, MarkedKeys
+from sinkscope.interventions.var.attention_pass import AttentionPass, MarkedKeys
 from sinkscope.interventions.var.redistribute import budget, redistribute_rows
 from sinkscope.interventions.var.selection import (
     GroupMass,
@@ -65,7 +65,7 @@ class Correction:
 
 
 def correct_output(
-    attended: Attended,
+    attended: AttentionPass,
     marked: MarkedKeys,
     settings: VARSettings | Limits,
     first_query: int = 0,
@@ -136,7 +136,7 @@ def correct_output(
 
 
 def correct_rows_with_sinks(
-    attended: Attended,
+    attended: AttentionPass,
     marked: MarkedKeys,
     vision_there: Tensor,
     settings: Mapping[int, VARSettings],
@@ -160,9 +160,11 @@ def correct_rows_with_sinks(
     marked = replace(marked, on_host=(sinks_there, vision_there))
     output = attended.output
     new, moved = output, {}
-    for row, own in settings.items():
+    for row, row_settings in settings.items():
         judged = (
-            sinks_there[row] if own.dialect == "paper" else sinks_there[row] & vision_there[row]
+            sinks_there[row]
+            if row_settings.dialect == "paper"
+            else sinks_there[row] & vision_there[row]
         )
         if not bool(judged.any()):
             continue
@@ -198,7 +200,7 @@ class _Rows:
     vision_there: Tensor
 
     @classmethod
-    def of(cls, attended: Attended, marked: MarkedKeys, first: int, position: int) -> _Rows:
+    def of(cls, attended: AttentionPass, marked: MarkedKeys, first: int, position: int) -> _Rows:
         """The rows from `first` on, which is at a position."""
         assert marked.groups is not None and marked.on_host is not None
         keys, mask = attended.key.shape[2], attended.mask

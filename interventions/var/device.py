@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.interventions.var.attended import Attended
+from sinkscope.interventions.var.attention_pass import AttentionPass
 from sinkscope.interventions.var.redistribute import budget
 from sinkscope.interventions.var.selection import (
     FEW_WEIGHTS,
@@ -30,7 +30,7 @@ MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is faster despite waiting 
 
 
 @dataclass(frozen=True)
-class Made:
+class CorrectedRows:
     """The result of a correction for the last rows.
 
     Attributes:
@@ -62,7 +62,7 @@ class RowBias:
     def __init__(self) -> None:
         self._what: tuple[object, ...] = ()
         self._mask: weakref.ref[Tensor] | None = None
-        self._made: Tensor | None = None
+        self._bias: Tensor | None = None
 
     def of(
         self, mask: Tensor | None, heads: tuple[int, int], rows: range, keys: int, like: Tensor
@@ -79,12 +79,14 @@ class RowBias:
         """
         what = heads, rows, keys, like.dtype, like.device, None if mask is None else mask.shape
         same = mask is None if self._mask is None else self._mask() is mask
-        if self._made is None or self._what != what or not same:
+        if self._bias is None or self._what != what or not same:
             self._what = what
             self._mask = None if mask is None else weakref.ref(mask)
-            self._made = _causal(rows, keys, like) if mask is None else _own(mask, rows, keys, like)
-            self._made = _packed(self._made, *heads)
-        return self._made
+            self._bias = (
+                _causal(rows, keys, like) if mask is None else _additive(mask, rows, keys, like)
+            )
+            self._bias = _packed(self._bias, *heads)
+        return self._bias
 
 
 def _causal(rows: range, keys: int, like: Tensor) -> Tensor:
@@ -95,7 +97,7 @@ def _causal(rows: range, keys: int, like: Tensor) -> Tensor:
     return nothing.masked_fill_(later, torch.finfo(like.dtype).min)
 
 
-def _own(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
+def _additive(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
     part = mask[:, :, -len(rows) :, :keys]
     if part.dtype != torch.bool:
         return part.to(like.dtype)
@@ -105,20 +107,20 @@ def _own(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
 
 
 def _packed(bias: Tensor, heads: int, kv_heads: int) -> Tensor:
-    batch, own, _, keys = bias.shape
-    if batch == own == 1:
+    batch, mask_heads, _, keys = bias.shape
+    if batch == mask_heads == 1:
         return bias[0].expand(heads // kv_heads, -1, -1).reshape(1, -1, keys)
     return bias.expand(batch, heads, -1, -1).reshape(batch * kv_heads, -1, keys)
 
 
 def correct_in_place(
     layer: int,
-    attended: Attended,
+    attended: AttentionPass,
     groups: KeyGroups,
     limits: Limits,
     bias: RowBias,
     first_query: int,
-) -> Made:
+) -> CorrectedRows:
     """Correct the output of the queries from `first_query` on, all batch rows at once.
 
     Args:
@@ -160,4 +162,4 @@ def correct_in_place(
         attended.output[:, :, low:high].add_(rows_times_values(change, values))
         masses.append(done.moved)
     moved = masses[0] if len(masses) == 1 else torch.cat(masses, 2)
-    return Made(layer, start + low, before, change, moved)
+    return CorrectedRows(layer, start + low, before, change, moved)

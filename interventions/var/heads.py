@@ -26,16 +26,16 @@ def head_masks(
     Raises:
         ValueError: a row is limited and `heads` is not known.
     """
-    if all(own is None or own.heads is None for own in settings):
+    if all(row_settings is None or row_settings.heads is None for row_settings in settings):
         return None
     if heads is None:
         raise ValueError("VAR is limited to some heads, and the number of heads is not known.")
-    made = {}
+    masks = {}
     for layer in rows_of:
         mask = torch.ones(len(settings), heads, 1, dtype=torch.bool)
-        for row, own in enumerate(settings):
-            if own is not None and own.heads is not None:
+        for row, row_settings in enumerate(settings):
+            if row_settings is not None and row_settings.heads is not None:
                 mask[row] = False
-                mask[row, [head for at, head in own.heads if at == layer]] = True
-        made[layer] = mask
-    return made
+                mask[row, [head for at, head in row_settings.heads if at == layer]] = True
+        masks[layer] = mask
+    return masks

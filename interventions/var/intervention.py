@@ -23,11 +23,16 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.base import Acting
-from sinkscope.interventions.var.attended import Attended, MarkedKeys
+from sinkscope.interventions.base import ActiveIntervention
+from sinkscope.interventions.var.attention_pass import AttentionPass, MarkedKeys
 from sinkscope.interventions.var.checks import acting_layers
 from sinkscope.interventions.var.correction import correct_rows_with_sinks
-from sinkscope.interventions.var.device import MOST_WEIGHTS, Made, RowBias, correct_in_place
+from sinkscope.interventions.var.device import (
+    MOST_WEIGHTS,
+    CorrectedRows,
+    RowBias,
+    correct_in_place,
+)
 from sinkscope.interventions.var.heads import head_masks
 from sinkscope.interventions.var.parameters import Parameters
 from sinkscope.interventions.var.read_report import read_report
@@ -38,10 +43,10 @@ from sinkscope.interventions.var.state import DeviceState, LayerState
 from sinkscope.models import kernels
 from sinkscope.models.run_info import Step
 from sinkscope.models.sink_score import Norms, ScoreBook
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import NO_END, SiteSelection
 
 
-class VARIntervention(Acting):
+class VARIntervention(ActiveIntervention):
     """VAR for the rows of one batch.
 
     Args:
@@ -84,15 +89,15 @@ class VARIntervention(Acting):
         after = int(self._vision_there.any(0).nonzero()[-1, 0]) + 1
         self._first_query = after if first_query is None else first_query
         self._columns = None if columns is None else [one.cpu() for one in columns]
-        self._there = torch.ones_like(self._vision_there)  # (B, N), not padding
+        self._real_tokens = torch.ones_like(self._vision_there)  # (B, N), not padding
         for row, places in enumerate(self._columns or ()):
-            self._there[row] = False
-            self._there[row, places] = True
+            self._real_tokens[row] = False
+            self._real_tokens[row, places] = True
         self._known = {layer: scores.detach() for layer, scores in (known or {}).items()}
         self._step = step or Step()
         self._rows_of: dict[int, list[int]] = {}  # layer -> batch rows in which it acts
-        for row, own in enumerate(self._settings):
-            for layer in acting_layers(own, layers) if own is not None else ():
+        for row, row_settings in enumerate(self._settings):
+            for layer in acting_layers(row_settings, layers) if row_settings is not None else ():
                 self._rows_of.setdefault(layer, []).append(row)
         self._heads = head_masks(self._settings, self._rows_of, heads)
         self._state: dict[int, LayerState] = {}
@@ -102,17 +107,17 @@ class VARIntervention(Acting):
         self._vision: dict[torch.device, Tensor] = {}
         self._book = book
         self._bias = RowBias()
-        self._made: Made | None = None
+        self._corrected: CorrectedRows | None = None
         self.layers = tuple(sorted(self._rows_of))
-        self.row_positions = range(self._first_query, EVER)
-        self.looks = (At("block_in", self.layers, range(self._prompt)),)
+        self.row_positions = range(self._first_query, NO_END)
+        self.reads = (SiteSelection("block_in", self.layers, range(self._prompt)),)
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Allocate the tensors of the layers on a device: before the prefill, because copies to a
         GPU wait for its work. Those of another device are allocated when needed."""
         place = torch.empty(0, device=device).device
         self._begin(place, dtype)
-        if any(own is not None for own in self._settings):
+        if any(row_settings is not None for row_settings in self._settings):
             self._parameters.on(place, dtype)
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
@@ -136,35 +141,41 @@ class VARIntervention(Acting):
         if rows is None:
             return
         device, dtype = hidden.device, working_dtype(hidden.dtype)
-        there = self._devices.get(device)
-        if there is None or there.dtype != dtype:
-            there = self._begin(device, dtype)
-        state = self._state.setdefault(layer, there.layers[layer])
-        self._made = None
+        device_state = self._devices.get(device)
+        if device_state is None or device_state.dtype != dtype:
+            device_state = self._begin(device, dtype)
+        state = self._state.setdefault(layer, device_state.layers[layer])
+        self._corrected = None
         if start > state.seen:
             raise ValueError(
                 f"start is {start}, but layer {layer} was observed up to position {state.seen}; "
                 "sinks would be marked at the wrong positions."
             )
-        there.write(layer, self._norms(rows, hidden, where), start)
-        there.mark(layer, self._on())
+        device_state.write(layer, self._norms(rows, hidden, where), start)
+        device_state.mark(layer, self._on())
 
     def _norms(
         self, rows: Sequence[int], hidden: Tensor, where: tuple[int, int, range] | None
     ) -> Norms:
         """Norms of (B, N, D), each row by its own dimensions; rows without VAR by any."""
-        dims = {row: own.dims for row in rows if (own := self._settings[row]) is not None}
-        alone = len(rows) < len(hidden) and kernels.host_reads_are_free(hidden.device)
+        dims = {
+            row: row_settings.dims
+            for row in rows
+            if (row_settings := self._settings[row]) is not None
+        }
+        alone = len(rows) < len(hidden) and kernels.is_on_host(hidden.device)
         if len(set(dims.values())) == 1 and not alone:
             book = self._book if where is not None and self._book is not None else ScoreBook()
             return book.norms(where or (0, 0, range(0)), hidden, dims[rows[0]])
-        made = {
-            row: Norms.of(hidden[row].detach(), torch.tensor(own, device=hidden.device))
-            for row, own in dims.items()
+        norms = {
+            row: Norms.of(hidden[row].detach(), torch.tensor(row_settings, device=hidden.device))
+            for row, row_settings in dims.items()
         }
-        some = made[rows[0]]
-        each = [made.get(row, some) for row in range(len(hidden))]
-        whole, peak = (torch.stack([getattr(one, n) for one in each]) for n in ("whole", "peak"))
+        some = norms[rows[0]]
+        row_norms = [norms.get(row, some) for row in range(len(hidden))]
+        whole, peak = (
+            torch.stack([getattr(one, n) for one in row_norms]) for n in ("whole", "peak")
+        )
         return Norms(whole, peak, some.size)
 
     def acts_on(self, layer: int) -> bool:
@@ -190,7 +201,7 @@ class VARIntervention(Acting):
         if first_position < self._first_query:
             position = torch.arange(first_position, last, device=rows.device)
             may_change = (position >= self._first_query)[None, None]  # (1, 1, R)
-        self._made = None
+        self._corrected = None
         groups = state.groups.first(rows.shape[3], rows.requires_grad)
         limits = self._parameters.on(rows.device, state.groups.sinks.dtype)
         done = redistribute_rows(rows, groups, limits, may_change)
@@ -214,21 +225,23 @@ class VARIntervention(Acting):
         state = self._state.get(layer)
         keys = key.shape[2]
         start = keys - query.shape[2]
-        self._made = None
+        self._corrected = None
         if state is None or keys <= self._first_query:
             return output
-        attended = Attended(query, key, value, output, scaling, attention_mask)
+        attended = AttentionPass(query, key, value, output, scaling, attention_mask)
         groups = state.groups.first(keys, output.requires_grad)
         limits = self._parameters.on(query.device, working_dtype(query.dtype))
         weights = len(query) * query.shape[1] * (keys - max(start, self._first_query)) * keys
-        if not kernels.host_reads_are_free(query.device) and weights <= MOST_WEIGHTS:
-            self._made = correct_in_place(
+        if not kernels.is_on_host(query.device) and weights <= MOST_WEIGHTS:
+            self._corrected = correct_in_place(
                 layer, attended, groups, limits, self._bias, self._first_query
             )
-            self._note(layer, slice(None), max(start, self._first_query), self._made.moved)
+            self._note(layer, slice(None), max(start, self._first_query), self._corrected.moved)
             return output
         settings = {
-            row: own for row in self._rows_of[layer] if (own := self._settings[row]) is not None
+            row: row_settings
+            for row in self._rows_of[layer]
+            if (row_settings := self._settings[row]) is not None
         }
         marked = MarkedKeys(state.sinks[:, :keys], self._vision_on(query.device)[:, :keys], groups)
         new, moved = correct_rows_with_sinks(
@@ -243,10 +256,14 @@ class VARIntervention(Acting):
             self._note(layer, slice(row, row + 1), start, mass)
         return new
 
-    def made(self, layer: int, positions: range) -> Tensor | None:
-        """See `Acting.made`."""
-        made = self._made
-        return made.rows(positions) if made is not None and made.layer == layer else None
+    def corrected_rows(self, layer: int, positions: range) -> Tensor | None:
+        """See `ActiveIntervention.corrected_rows`."""
+        corrected = self._corrected
+        return (
+            corrected.rows(positions)
+            if corrected is not None and corrected.layer == layer
+            else None
+        )
 
     def change(self, row: int, settings: VARSettings | None) -> None:
         """Other settings for a batch row, in the tensors that a recorded step reads.
@@ -269,24 +286,27 @@ class VARIntervention(Acting):
         self._settings[row] = began if settings is None else settings
         (self._off.add if settings is None else self._off.discard)(row)
         self._parameters.refresh()
-        for there in self._devices.values():
-            there.set_tau(self._on())
-            for layer in there.layers:
+        for state in self._devices.values():
+            state.set_tau(self._on())
+            for layer in state.layers:
                 if layer in self._state and row in self._rows_of[layer]:
-                    there.mark(layer, self._on())
+                    state.mark(layer, self._on())
 
     def step_key(self) -> Hashable:
-        """See `Acting.step_key`."""
+        """See `ActiveIntervention.step_key`."""
         rows_of = tuple((layer, tuple(rows)) for layer, rows in sorted(self._rows_of.items()))
-        fixed = tuple(None if own is None else (own.dialect, own.heads) for own in self._settings)
+        fixed = tuple(
+            None if row_settings is None else (row_settings.dialect, row_settings.heads)
+            for row_settings in self._settings
+        )
         return ("VAR", rows_of, fixed, self._first_query, self._capacity)
 
     def step_state(self, heads: int) -> Sequence[Tensor]:
-        """See `Acting.step_state`."""
+        """See `ActiveIntervention.step_state`."""
         tensors: list[Tensor] = []
-        for device, there in sorted(self._devices.items(), key=lambda item: str(item[0])):
-            limits = self._parameters.on(device, there.dtype)
-            tensors += there.tensors(heads)
+        for device, state in sorted(self._devices.items(), key=lambda item: str(item[0])):
+            limits = self._parameters.on(device, state.dtype)
+            tensors += state.tensors(heads)
             tensors += [value for value in vars(limits).values() if isinstance(value, Tensor)]
         return tuple(tensors)
 
@@ -316,7 +336,7 @@ class VARIntervention(Acting):
             settings,
             row,
             self._vision_there[row],
-            self._there[row],
+            self._real_tokens[row],
             self._rows_that_count(row, answer_tokens),
         )
 
@@ -324,29 +344,32 @@ class VARIntervention(Acting):
         """Of the queries that may change, those of the row's own text and answer."""
         first = 0
         if self._columns is not None:  # skip the padding before the row's text
-            first = int((~self._there[row, self._first_query :]).sum())
+            first = int((~self._real_tokens[row, self._first_query :]).sum())
         if answer_tokens is None:
             return slice(first, None)
         # Row t explains token t and is that of position prompt - 1 + t.
         return slice(first, max(0, self._prompt - 1 + answer_tokens - self._first_query))
 
     def _begin(self, device: torch.device, dtype: torch.dtype) -> DeviceState:
-        there = self._devices[device] = DeviceState(
+        state = self._devices[device] = DeviceState(
             self._rows_of,
-            {own.dialect for own in self._settings if own is not None},
-            self._there,
+            {row_settings.dialect for row_settings in self._settings if row_settings is not None},
+            self._real_tokens,
             self._vision_on(device),
             self._known,
             self._capacity - self._first_query,
             dtype,
             self._heads,
         )
-        there.set_tau(self._on())
-        return there
+        state.set_tau(self._on())
+        return state
 
     def _on(self) -> list[VARSettings | None]:
         """Settings of the rows that are not turned off."""
-        return [None if row in self._off else own for row, own in enumerate(self._settings)]
+        return [
+            None if row in self._off else row_settings
+            for row, row_settings in enumerate(self._settings)
+        ]
 
     def _note(self, layer: int, rows: slice, first: int, moved: Tensor) -> None:
         """Record the mass (B or 1, H, R) that was moved in the queries from `first` on."""

@@ -39,20 +39,23 @@ class Parameters:
 
     def _new(self, device: torch.device, dtype: torch.dtype) -> Limits:
         """Values of rows without VAR do not matter, because these rows have no sinks."""
-        each = [Limits.of(own) if own is not None else None for own in self._settings]
-        some = next(one for one in each if one is not None)
+        limits = [
+            Limits.of(row_settings) if row_settings is not None else None
+            for row_settings in self._settings
+        ]
+        some = next(one for one in limits if one is not None)
 
         def tensor(name: str, kind: torch.dtype = dtype) -> Tensor:
-            values = [getattr(one or some, name) for one in each]
+            values = [getattr(one or some, name) for one in limits]
             return torch.tensor(values, dtype=kind, device=device)[:, None, None]
 
-        dialects = {one.official for one in each if one is not None}
+        dialects = {one.official for one in limits if one is not None}
         official = some.official if len(dialects) == 1 else tensor("official", torch.bool)
         freed, most, least, mass = (tensor(name) for name in TENSORS)
         return Limits(freed, most, least, mass, official)
 
 
-def random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
+def random_control(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
     """The control: as many random vision tokens that are no sinks, in place of the visual sinks."""
     others = (vision & ~sinks).nonzero()[:, 0].cpu()
     count = min(int((vision & sinks).sum()), len(others))

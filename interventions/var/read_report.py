@@ -19,7 +19,7 @@ def read_report(
     settings: VARSettings,
     row: int,
     vision: Tensor,
-    there: Tensor,
+    vision_there: Tensor,
     counted: slice,
 ) -> VARReport:
     """The report of one batch row.
@@ -28,24 +28,24 @@ def read_report(
         states: layer -> what is known about it.
         settings: of the row.
         row: of the batch.
-        vision, there: (N,) bool on the host: vision tokens, and what is no padding.
+        vision, vision_there: (N,) bool on the host: vision tokens, and what is no padding.
         counted: which of the queries that may change count.
     """
-    places = there.cumsum(0) - 1  # position in the prompt of each position here
+    places = vision_there.cumsum(0) - 1  # position in the prompt of each position here
     scores = _to_host([state.scores[row] for state in states.values()])  # (layers, N)
-    acted = _to_host([state.sinks[row, : len(there)] for state in states.values()])
+    acted = _to_host([state.sinks[row, : len(vision_there)] for state in states.values()])
     shares = _to_host([_shares(state, row, counted) for state in states.values()])
     layers = []
     for index, (layer, state) in enumerate(states.items()):
-        own, seen = scores[index, : state.seen], vision[: state.seen]
-        found = acted[index].nonzero()[:, 0]
-        true = above_threshold(own, settings.tau, settings.dialect) & seen
+        row_scores, seen = scores[index, : state.seen], vision[: state.seen]
+        acting = acted[index].nonzero()[:, 0]
+        true = above_threshold(row_scores, settings.tau, settings.dialect) & seen
         layers.append(
             LayerReport(
                 layer=layer,
-                positions=tuple(places[found].tolist()),
-                scores=tuple(scores[index, found].tolist()),
-                largest_score=float(own.max()),
+                positions=tuple(places[acting].tolist()),
+                scores=tuple(scores[index, acting].tolist()),
+                largest_score=float(row_scores.max()),
                 flagged=float(true.sum() / seen.sum()),
                 missing=int(true.sum() - (acted[index, : state.seen] & seen).sum()),
                 selected=float(shares[index, 0]),

@@ -86,8 +86,8 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
         )
     if settings.dialect == "official" and not any(layer.flagged for layer in layers):
         return (
-            "VAR changed nothing: all sinks lie outside the image, and the dialect official leaves "
-            "such layers alone (paper does not)."
+            "VAR changed nothing: all sinks are outside the image, and the dialect official does "
+            "not change such layers (paper does)."
         )
     if settings.control == "random" and not any(layer.positions for layer in layers):
         return (

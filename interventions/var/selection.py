@@ -119,8 +119,8 @@ class KeyGroups:
         return self._each(lambda value: value[row : row + 1])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> KeyGroups:
-        made = {name: change(value) for name, value in vars(self).items() if value is not None}
-        return replace(self, **made)
+        changed = {name: change(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
     # Each group is summed on its own: a difference of two nearly equal masses would lose its
     # digits.
     masks = groups.masks[:, None, None]  # (B, 1, 1, 3, K)
-    few = weights.numel() <= FEW_WEIGHTS and not kernels.host_reads_are_free(weights.device)
+    few = weights.numel() <= FEW_WEIGHTS and not kernels.is_on_host(weights.device)
     if few or weights.shape[2] == 1:  # one product for all, as each launch counts
         masses = (weights[:, :, :, None] * masks).sum(-1)
         return GroupMass(*masses.unbind(-1))

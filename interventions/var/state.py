@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.var.parameters import random_instead
+from sinkscope.interventions.var.parameters import random_control
 from sinkscope.interventions.var.selection import EPSILON, KeyGroups
 from sinkscope.models.sink_score import Norms
 
@@ -62,7 +62,7 @@ class DeviceState:
         self,
         rows_of: Mapping[int, Sequence[int]],
         dialects: Collection[str],
-        there: Tensor,
+        vision_there: Tensor,
         vision: Tensor,
         known: Mapping[int, Tensor],
         queries: int,
@@ -78,20 +78,22 @@ class DeviceState:
         for index, rows in enumerate(rows_of.values()):
             acting[index, list(rows)] = 1.0
         # A factor on the scores: 0 in rows where VAR does not act, and at padding.
-        self._counts = (acting * there).to(device)  # (L, B, N)
-        prompt = there.shape[1]
+        self._counts = (acting * vision_there).to(device)  # (L, B, N)
+        prompt = vision_there.shape[1]
         self.scores = torch.zeros(count, batch, prompt, device=device)
         self.sinks = torch.zeros(count, batch, capacity, dtype=torch.bool, device=device)
         before = {layer: known[layer] for layer in self._layers if layer in known}
         if before:
-            scores = torch.stack([own.to(device) for own in before.values()])
+            scores = torch.stack([layer_scores.to(device) for layer_scores in before.values()])
             scores = scores[:, None] if scores.ndim == 2 else scores  # (known layers, 1 or B, P)
             passed = scores.shape[-1]
             if len(before) == count:
                 torch.mul(scores, self._counts[..., :passed], out=self.scores[..., :passed])
-            for own, layer in enumerate(before) if len(before) < count else ():
+            for layer_scores, layer in enumerate(before) if len(before) < count else ():
                 index = self._layers.index(layer)
-                self.scores[index, :, :passed] = scores[own] * self._counts[index, :, :passed]
+                self.scores[index, :, :passed] = (
+                    scores[layer_scores] * self._counts[index, :, :passed]
+                )
         image = vision.to(dtype)
         nothing = torch.zeros_like(image)
         self._where_sink = torch.stack((nothing, image, 1 - image), 1)  # (B, 3, K)
@@ -137,8 +139,8 @@ class DeviceState:
         taus = torch.full(self.tau.shape, float("inf"))
         for index, rows in enumerate(self._rows_of.values()):
             for row in rows:
-                if (own := settings[row]) is not None:
-                    taus[index, row] = own.tau
+                if (row_settings := settings[row]) is not None:
+                    taus[index, row] = row_settings.tau
         self.tau.copy_(taus)
 
     def mark(self, layer: int, settings: Sequence[VARSettings | None]) -> None:
@@ -154,16 +156,18 @@ class DeviceState:
         else:
             sinks.zero_()
         for row in rows:
-            own = settings[row]
-            if own is None:
+            row_settings = settings[row]
+            if row_settings is None:
                 sinks[row].zero_()
                 continue
             if len(self._dialects) > 1:
-                compare = torch.gt if own.dialect == "official" else torch.ge
+                compare = torch.gt if row_settings.dialect == "official" else torch.ge
                 compare(scores[row], state.tau[row], out=sinks[row])
-            if own.control == "random":
+            if row_settings.control == "random":
                 vision = self._vision[row]
-                state.sinks[row].copy_(random_instead(state.sinks[row], vision, own.seed, layer))
+                state.sinks[row].copy_(
+                    random_control(state.sinks[row], vision, row_settings.seed, layer)
+                )
         self._group(layer)
 
     def _group(self, layer: int) -> None:

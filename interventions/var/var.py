@@ -42,18 +42,18 @@ class VAR(Intervention):
         if run.columns is None and any(other != run.layouts[0] for other in run.layouts):
             raise ValueError("The batch has different prompts; VAR acts on one prompt at a time.")
         known: dict[int, Tensor] = {}
-        for own, layout in zip(self.settings, run.layouts, strict=True):
-            if own is not None:
+        for row_settings, layout in zip(self.settings, run.layouts, strict=True):
+            if row_settings is not None:
                 model = run.model
                 validate_var(
-                    own, model.hidden_size, model.layers, layout.vision_tokens, model.heads
+                    row_settings, model.hidden_size, model.layers, layout.vision_tokens, model.heads
                 )
-                known = dict(run.scores_before(own.dims))
+                known = dict(run.scores_before(row_settings.dims))
         vision = torch.zeros(run.batch, run.length, dtype=torch.bool)
         for row, layout in enumerate(run.layouts):
             positions = layout.vision_positions()
             vision[row, positions if run.columns is None else run.columns[row][positions]] = True
-        begun = VARIntervention(
+        active = VARIntervention(
             self.settings,
             vision,
             run.model.layers,
@@ -66,5 +66,5 @@ class VAR(Intervention):
             heads=run.model.heads,
         )
         double = run.model.dtype == "float64"
-        begun.prepare(run.device, torch.float64 if double else torch.float32)
-        return begun
+        active.prepare(run.device, torch.float64 if double else torch.float32)
+        return active

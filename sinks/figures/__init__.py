@@ -1,1 +1,1 @@
-"""Figures of what finding and validating came to."""
+"""Figures of the results of finding and validating."""

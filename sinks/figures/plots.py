@@ -1,14 +1,14 @@
-"""Figures of what finding and validating came to, for papers and for a look before trusting a tau.
+"""Figures of the results of finding and validating, for papers and for checking a tau before use.
 
-Pure functions from `Findings` and `Validation` to matplotlib figures; `save_plots` writes them all,
+Pure functions from `Findings` and `Validation` to matplotlib figures; `save_plots` writes them all
 as PNG and PDF. Those of a validation are drawn in `sinks.figures.validation_plots`.
 
-    phi_by_layer       the sink score of sinks, ordinary vision tokens and the first token, by layer
+    phi_by_layer       sink score of sinks, ordinary vision tokens and the first token, by layer
     contrast_matrix    candidate dimension x layer: contrast, and where all thresholds hold
-    tau_sweep          what each tau flags
+    tau_sweep          shares of tokens that each tau flags
     agreement          precision, recall and flagged share of a validation, by layer
-    validation_sweep   the same over tau, with what hiding the flagged tokens does to the answer
-    masking_effect     what hiding sinks does to the answer, beside its controls
+    validation_sweep   the same over tau, and the effect of hiding flagged tokens on the answer
+    masking_effect     effect of hiding sinks on the answer, beside its controls
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import write_atomically
 
 FORMATS = ("png", "pdf")
-CELLS_WITH_NUMBERS = 16  # layers; more leave no room for a number in a cell
-MOST_ROWS = 14  # dimensions in the matrix
+CELLS_WITH_NUMBERS = 16  # with more layers than this, cells are too small for numbers
+MOST_ROWS = 14  # dimensions in the matrix at most
 
 Numbers = npt.NDArray[np.float64]
 
@@ -59,13 +59,13 @@ Numbers = npt.NDArray[np.float64]
 def save_plots(
     folder: Path, findings: Findings | None = None, validation: Validation | None = None
 ) -> list[Path]:
-    """Write every figure that can be drawn, as PNG and PDF; the folder is made if it is missing.
+    """Write every figure that can be drawn, as PNG and PDF; creates the folder if it is missing.
 
     Returns:
         The files, in the order of the list above.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be created or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {}
@@ -84,7 +84,7 @@ def save_plots(
     written = []
     for name, figure in drawn.items():
         for kind in FORMATS:
-            # A date in the file would make two runs of one seed differ.
+            # With a date in the file, two runs with the same seed would differ.
             options: dict[str, Any] = {"format": kind, "dpi": 160}
             if kind == "pdf":
                 options["metadata"] = {"CreationDate": None}
@@ -140,8 +140,9 @@ def phi_by_layer(findings: Findings) -> Figure:
 
 
 def contrast_matrix(findings: Findings) -> Figure:
-    """Candidate dimension x layer: the colour is the contrast, the number the mean on sink tokens:
-    either alone says little. A dot where all thresholds hold, grey for no candidate.
+    """Candidate dimension x layer: the colour is the contrast, the number the mean on sink tokens,
+    because one without the other says little. A dot marks cells where all thresholds hold; grey
+    means that the dimension is not a candidate there.
 
     Raises:
         ValueError: there is no candidate.
@@ -155,9 +156,12 @@ def contrast_matrix(findings: Findings) -> Figure:
     passes = np.zeros(values.shape, dtype=bool)
     for column, layer in enumerate(findings.layers):
         for row, shown in enumerate(rows):
-            if (found := layer.candidate(shown.dim)) is not None:
-                values[row, column], passes[row, column] = found.contrast, found.passes
-                on_sinks[row, column] = found.sink
+            if (layer_candidate := layer.candidate(shown.dim)) is not None:
+                values[row, column], passes[row, column] = (
+                    layer_candidate.contrast,
+                    layer_candidate.passes,
+                )
+                on_sinks[row, column] = layer_candidate.sink
     wide = min(14.0, 3.4 + 0.42 * max(8, len(layers)))
     figure = Figure(figsize=(wide, 1.9 + 0.34 * max(3, len(rows))), layout="constrained")
     axes = figure.subplots()
@@ -198,7 +202,7 @@ def contrast_matrix(findings: Findings) -> Figure:
 
 
 def tau_sweep(findings: Findings) -> Figure:
-    """What each tau flags: of sink tokens, of ordinary ones, and of all vision tokens.
+    """Shares that each tau flags: of sink tokens, of ordinary ones, and of all vision tokens.
 
     Raises:
         ValueError: no sink dimension was found, so no tau was swept.
@@ -230,20 +234,20 @@ def tau_sweep(findings: Findings) -> Figure:
 
 
 def _quantiles(counts: Sequence[Sequence[int]], edges: Numbers, share: float) -> Numbers:
-    """(layers,) quantile of each layer's histogram, evenly spread within a bin; NaN where empty."""
-    found = np.full(len(counts), np.nan)
+    """(layers,) quantile of each layer's histogram, interpolated within a bin; NaN if empty."""
+    quantiles = np.full(len(counts), np.nan)
     for place, bins in enumerate(counts):
         total = np.concatenate(([0], np.cumsum(bins))).astype(np.float64)
         if total[-1] > 0:
-            # Rising first, so that a run of empty bins does not make the place ambiguous.
+            # Only where the sum rises, so that empty bins do not make the position ambiguous.
             kept = np.concatenate(([True], np.diff(total) > 0))
             kept[:-1] |= np.diff(total) > 0
-            found[place] = np.interp(share * total[-1], total[kept], edges[kept])
-    return found
+            quantiles[place] = np.interp(share * total[-1], total[kept], edges[kept])
+    return quantiles
 
 
 def _shown(findings: Findings) -> tuple[Candidate, ...]:
-    """The matrix's rows: those taken, those with a verdict of their own, then the largest."""
+    """Rows of the matrix: found dimensions, those with a verdict of their own, then the largest."""
     rest = sorted(
         (c for c in findings.candidates if c.dim not in findings.dims),
         key=lambda c: (c.kind == "none", -c.sink),

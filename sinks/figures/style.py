@@ -1,7 +1,7 @@
-"""What the figures of sinks share: colours, axes, legend, title and small print.
+"""Common style of the sink figures: colours, axes, legend, title and footnotes.
 
-Colours are those of Okabe and Ito; line style and marker tell the same things apart, so that a
-figure survives colour blindness and a black-and-white printer.
+Colours are those of Okabe and Ito. Line style and marker encode the same distinction, so that a
+figure stays readable with colour blindness and in black-and-white print.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def plain(axes: Axes) -> None:
 
 
 def legend(axes: Axes, columns: int = 2) -> None:
-    """Above the axes, where it hides nothing."""
+    """Place the legend above the axes, where it hides nothing."""
     axes.legend(
         frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.01, 1.05), ncols=columns
     )
 
 
 def finish(figure: Figure, title: str, *lines: str) -> None:
-    """Title above, small print below, in the house look."""
+    """Add the title above and footnotes below, in the common style."""
     figure.suptitle(title, fontsize=11, parse_math=False)
     width = int(17 * figure.get_figwidth())
     wrapped = [part for line in lines for part in textwrap.wrap(line, width)[:4]]

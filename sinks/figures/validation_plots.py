@@ -59,7 +59,7 @@ def agreement(validation: Validation) -> Figure:
 
 
 def validation_sweep(validation: Validation) -> Figure:
-    """Over tau: flagged, precision and recall; below, what hiding the flagged tokens does."""
+    """Over tau: flagged, precision and recall; below, the effect of hiding the flagged tokens."""
     figure = Figure(figsize=(7.2, 6.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 3))
     sweep = validation.sweep
@@ -82,13 +82,13 @@ def validation_sweep(validation: Validation) -> Figure:
         effect = [math.nan if (v := getattr(point, name)) is None else v for point in sweep]
         if not np.isnan(effect).all():
             lower.plot(taus, effect, style, markersize=4, color=colour, label=label)
-    # Never so close that a change which counts as none looks like one.
+    # Never zoom in so far that a negligible change looks like a real one.
     margin = validation.settings.margin
     lower.axhspan(-margin, margin, color=GREY, alpha=0.15, linewidth=0)
     lower.axhline(0, color=GREY, linewidth=0.8)
     low, high = lower.get_ylim()
     lower.set_ylim(min(low, -1.6 * margin), max(high, 1.6 * margin))
-    lower.set_ylabel("change of the answer,\nnats a token")
+    lower.set_ylabel("change of the answer,\nnats per token")
     for axes in (upper, lower):
         axes.axvline(validation.profile.tau, color=BLACK, linewidth=1, linestyle=(0, (6, 3)))
         plain(axes)
@@ -131,9 +131,9 @@ def masking_effect(validation: Validation) -> Figure:
     axes.set_yticks(range(len(shown) + len(against)), [n for n, _, _ in [*shown, *against]])
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
-    axes.set_xlabel("change of the answer's log-probability when hidden, nats a token")
+    axes.set_xlabel("change of the answer's log-probability when hidden, nats per token")
     changes = [bound for _, e, _ in [*shown, *against] for bound in (e.low, e.high)]
-    if max(map(abs, changes)) > 20 * margin:  # a whole image outweighs the rest by far
+    if max(map(abs, changes)) > 20 * margin:  # a whole image has a far larger effect
         axes.set_xscale("symlog", linthresh=2 * margin)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         low, high = min(*changes, -2 * margin), max(*changes, 2 * margin)

@@ -1,11 +1,10 @@
-"""Statistics of a batch of samples as a GPU wants them: all samples at once, few launches a layer,
-nothing read back before the pass is over.
+"""Statistics of a batch of samples in a form suited to GPUs: all samples at once, few kernel
+launches per layer, and nothing is read back before the forward pass is over.
 
-The figures are those of `sinks.finding.measure`, which on a CPU takes sample by sample in small
-blocks.
-Here the batch stays one tensor: what is no vision token of a sample, or padding, has the
-weight 0. Means over chosen tokens are products of such weights with m, all of them one matrix
-product a block.
+The results are those of `sinks.finding.measure`, which on a CPU processes one sample after the
+other in small blocks. Here the batch stays one tensor: positions that are not vision tokens of a
+sample, and padding, have the weight 0. Means over chosen tokens are products of such weights with
+m, computed as one matrix product per block.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from sinkscope.sinks.received import block_bytes, first_query_of
 from sinkscope.sinks.settings import FindSettings
 
 ORDINARY, SINKS, FIRST = range(3)  # rows of weights
-CAUSAL_BLOCKS = 4  # blocks of queries, where memory allows fewer: each sees the keys before its end
-FEWEST_QUERIES = 256  # but none is split below so many
+CAUSAL_BLOCKS = 4  # blocks of queries, at least: each block sees only the keys before its end
+FEWEST_QUERIES = 256  # but no block has fewer queries than this
 
 
 class BatchReducer:
     """Statistics of all samples of one batch, layer by layer.
 
     Args:
-        layouts: of the samples' prompts.
-        length: of the batch; shorter prompts are padded on the left.
-        layers: indices in the model that will come.
+        layouts: layouts of the samples' prompts.
+        length: length of the batch; shorter prompts are padded on the left.
+        layers: indices of the model's layers that will be passed to `reduce`.
         hidden_size: D.
         settings: how tokens are chosen.
     """
@@ -49,43 +48,43 @@ class BatchReducer:
         self._layers, self._size = tuple(sorted(layers)), hidden_size
         self._places = [_Places.of(layout, length) for layout in layouts]
         self._most = max(len(places.vision) for places in self._places)
-        self._there: dict[torch.device, _There] = {}
+        self._by_device: dict[torch.device, _DeviceBatch] = {}
         self._where: dict[int, torch.device] = {}
 
     def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
         """`hidden` (B, N, D), `query` (B, H, N, Dh), `key` (B, Hkv, N, Dh)."""
         device = hidden.device
-        if device not in self._there:
-            self._there[device] = _There(self, device)
+        if device not in self._by_device:
+            self._by_device[device] = _DeviceBatch(self, device)
         self._where[layer] = device
-        self._there[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
+        self._by_device[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
 
     def finish(self) -> list[dict[str, Tensor]]:
-        """Of each sample all statistics with the layers as first axis, on the CPU: one copy from
-        each device."""
-        held = {device: there.read() for device, there in self._there.items()}
+        """All statistics of each sample, with layers as the first axis, on the CPU. Copies once
+        from each device."""
+        held = {device: reducer.read() for device, reducer in self._by_device.items()}
         rows = [(self._where[layer], self._layers.index(layer)) for layer in sorted(self._where)]
-        made = []
+        statistics = []
         for sample, places in enumerate(self._places):
-            own: dict[str, Tensor] = {}
+            sample_values: dict[str, Tensor] = {}
             for name in next(iter(held.values())):
                 parts = torch.stack([held[device][name][row, sample] for device, row in rows])
-                own[name] = parts[:, : len(places.vision)] if name in OF_TOKENS else parts
-            made.append({name: tensor.contiguous() for name, tensor in own.items()})
-        return made
+                sample_values[name] = parts[:, : len(places.vision)] if name in OF_TOKENS else parts
+            statistics.append({name: tensor.contiguous() for name, tensor in sample_values.items()})
+        return statistics
 
 
 OF_TOKENS = ("received", "ratio", "group", "rms", "top_dims", "top_values")
 
 
 class _Places:
-    """Where in the batch the parts of one sample are.
+    """Positions of the parts of one sample in the batch.
 
     Attributes:
-        pad: positions of padding before it.
-        vision: of its vision tokens, image by image.
-        images: vision tokens of each image.
-        text: bool (N,): what is neither vision token, first token nor padding.
+        pad: number of padding positions before the sample.
+        vision: positions of its vision tokens, image by image.
+        images: number of vision tokens of each image.
+        text: bool (N,): neither vision token, first token nor padding.
     """
 
     def __init__(self, pad: int, vision: Tensor, images: tuple[int, ...], text: Tensor) -> None:
@@ -102,16 +101,15 @@ class _Places:
         return _Places(pad, vision, tuple(grid.tokens for grid in layout.grids), text)
 
 
-class _There:
-    """The batch on one device: what is constant, and what is measured."""
+class _DeviceBatch:
+    """The batch on one device: constants and measurements."""
 
     def __init__(self, owner: BatchReducer, device: torch.device) -> None:
         self._settings, self._layers = owner._settings, owner._layers
         places, length, most = owner._places, owner._length, owner._most
         batch, count, size = len(places), len(owner._layers), owner._size
         self._length, self._padded = length, max(one.pad for one in places)
-        # Behind the last column of a sample, and behind the last cell of all, is one for what is
-        # not there.
+        # One extra column per sample and one extra cell at the very end stand for missing tokens.
         vision = torch.full((batch, most), length)
         cells, belongs, rows = [], [], []
         for row, one in enumerate(places):
@@ -135,7 +133,7 @@ class _There:
         ]
         first = torch.tensor(firsts)[:, None] + pads
         position = torch.arange(length)[None]
-        # A wanted query counts by the number of keys that it sees.
+        # A wanted query is weighted by the number of keys that it sees.
         sees = (position - pads + 1).clamp_(min=0) * (position >= first)
         later = (length - 1 - torch.maximum(position, first - 1)).clamp_(min=1)
         one_hot = torch.zeros(batch, length + 1)
@@ -157,7 +155,7 @@ class _There:
         self._text = put(torch.stack([one.text for one in places]).to(torch.float32)[..., None])
         self._padding = put(position < pads)  # (B, N)
         self._after: Tensor | None = None  # (n, n): key after query
-        # Of a vision token: its place among all tokens of all samples.
+        # For each vision token: its position among all tokens of all samples.
         flat = (vision + torch.arange(batch)[:, None] * length).flatten()
         self._flat = put(torch.cat([flat, torch.zeros(1, dtype=flat.dtype)]))
 
@@ -165,7 +163,7 @@ class _There:
             return torch.zeros(count, batch, *shape, dtype=dtype, device=device)
 
         top = min(TOP, size)
-        self._sums = zeros(6, size)  # of the weights' rows, and of these by the background
+        self._sums = zeros(6, size)  # sums by the weights' rows, of m and of m / background
         self._square = zeros(size)
         self._maximum = zeros(2, size)  # over ordinary tokens, over the text
         self._massive = zeros(size, dtype=torch.int32)
@@ -175,7 +173,7 @@ class _There:
         self._top_dims, self._top_values = zeros(most, top, dtype=torch.int32), zeros(most, top)
 
     def read(self) -> dict[str, Tensor]:
-        """Everything on the CPU, each (L, B, ...)."""
+        """All results on the CPU, each (L, B, ...)."""
         held = (
             self._sums,
             self._square,
@@ -215,7 +213,7 @@ class _There:
         }
 
     def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
-        """One layer of all samples."""
+        """Process one layer of all samples."""
         at = self._layers.index(layer)
         weights, top, sinks = self._choose(at, self._scores(hidden, query, key, scale))
         batch, length, _ = hidden.shape
@@ -225,8 +223,8 @@ class _There:
         dims = hidden.new_zeros(batch, length + 1, kept, dtype=torch.int32)
         step = max(1, block_bytes(hidden.device) // 2 // (batch * hidden.shape[-1] * 4))
         for low in range(0, length, step):
-            here = slice(low, min(low + step, length))
-            self._block(at, hidden[:, here], here, weights[..., here], (rms, values, dims))
+            span = slice(low, min(low + step, length))
+            self._block(at, hidden[:, span], span, weights[..., span], (rms, values, dims))
         self._rms[at] = rms.gather(1, self._vision)
         several = self._vision[..., None].expand(-1, -1, kept)
         self._top_values[at] = values.gather(1, several)
@@ -234,7 +232,7 @@ class _There:
         self._count_massive(at, hidden, top, sinks)
 
     def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """float32 (B, N): what tokens are chosen by."""
+        """float32 (B, N): the scores by which tokens are chosen."""
         if self._settings.tokens_by == "norm":
             norms: Tensor = torch.linalg.vector_norm(hidden.to(torch.float32), dim=-1)
             return norms
@@ -248,13 +246,13 @@ class _There:
             high = min(low + step, length)
             block = query.new_empty(batch, heads, high - low, width, dtype=torch.float32)
             block.copy_(query[:, :, low:high])
-            if low < self._padded:  # what is computed for padding may be no number
+            if low < self._padded:  # values at padding may be NaN
                 block.masked_fill_(self._padding[:, None, low:high, None], 0.0)
             rows = torch.bmm(block.view(batch * kv_heads, -1, width), keys[..., :high])
             rows = rows.view(batch, heads, high - low, high)
             if self._padded:
                 hidden_keys = self._padding[:, None, None, : min(self._padded, high)]
-                # The smallest number: a row of padding sees nothing else, and must stay a number.
+                # The smallest number, not -inf: rows of padding must stay finite.
                 least = torch.finfo(rows.dtype).min
                 rows[..., : hidden_keys.shape[-1]].masked_fill_(hidden_keys, least)
             rows[..., low:high].masked_fill_(self._later_keys(high - low), float("-inf"))
@@ -273,7 +271,7 @@ class _There:
         return self._after[:size, :size]
 
     def _choose(self, at: int, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which vision tokens stand out, as `sinks.received.choose` says.
+        """The vision tokens that stand out, as defined by `sinks.received.choose`.
 
         Args:
             at: index of the layer.
@@ -285,27 +283,27 @@ class _There:
         """
         batch, most = self._vision.shape
         nothing = scores.new_zeros(batch, 1)
-        own = torch.cat([scores, nothing], 1).gather(1, self._vision) * self._vision_there
-        self._received[at] = own
-        own = torch.cat([own.flatten(), nothing[0]])[self._cells]
-        own = torch.where(self._in_image, own, -1.0)
-        falling, order = torch.sort(own, dim=1, descending=True, stable=True)
+        vision_scores = torch.cat([scores, nothing], 1).gather(1, self._vision) * self._vision_there
+        self._received[at] = vision_scores
+        vision_scores = torch.cat([vision_scores.flatten(), nothing[0]])[self._cells]
+        vision_scores = torch.where(self._in_image, vision_scores, -1.0)
+        falling, order = torch.sort(vision_scores, dim=1, descending=True, stable=True)
         median = (falling.gather(1, self._low) + falling.gather(1, self._high)) / 2
-        ratio = own / median.clamp(min=torch.finfo(own.dtype).tiny)
+        ratio = vision_scores / median.clamp(min=torch.finfo(vision_scores.dtype).tiny)
         above = ratio >= self._settings.min_ratio
         order = order[:, : self._kept]
         top = self._cells.gather(1, order).where(self._among, batch * most)
         sinks = above.gather(1, order) & self._among
-        flat = own.new_zeros(3, batch * most + 1)
+        flat = vision_scores.new_zeros(3, batch * most + 1)
         flat[0].scatter_(0, self._cells.flatten(), ratio.flatten())
-        flat[1].scatter_(0, self._cells.flatten(), (~above).to(own.dtype).flatten())
-        flat[2].scatter_(0, top.flatten(), sinks.to(own.dtype).flatten())
+        flat[1].scatter_(0, self._cells.flatten(), (~above).to(vision_scores.dtype).flatten())
+        flat[2].scatter_(0, top.flatten(), sinks.to(vision_scores.dtype).flatten())
         ratio, ordinary, standing = flat[:, :-1].view(3, batch, most)
         self._ratio[at] = ratio * self._vision_there
         self._group[at] = torch.add(ordinary, standing, alpha=2)
         chosen = torch.stack([ordinary, standing], 1) * self._vision_there[:, None]  # (B, 2, V)
         chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
-        weights = own.new_zeros(batch, 2, self._length + 1)
+        weights = vision_scores.new_zeros(batch, 2, self._length + 1)
         weights.scatter_(2, self._vision[:, None].expand(-1, 2, -1), chosen)
         return torch.cat([weights, self._first[:, None]], 1), top, sinks
 
@@ -313,22 +311,22 @@ class _There:
         self,
         at: int,
         hidden: Tensor,
-        here: slice,
+        span: slice,
         weights: Tensor,
         out: tuple[Tensor, Tensor, Tensor],
     ) -> None:
-        """Positions `here` of all samples: hidden (B, n, D), weights (B, 3, n)."""
+        """Positions `span` of all samples: hidden (B, n, D), weights (B, 3, n)."""
         states = hidden.to(torch.float32)
-        if here.start < self._padded:  # what is computed for padding may be no number
-            states = states.masked_fill(self._padding[:, here, None], 0.0)
+        if span.start < self._padded:  # values at padding may be NaN
+            states = states.masked_fill(self._padding[:, span, None], 0.0)
         m, rms = relative(states)
         values, dims = m.topk(out[1].shape[-1], dim=-1)
         for into, part in zip(out, (rms, values, dims), strict=True):
-            into[:, here] = part
+            into[:, span] = part
         under = background(m, dims)
         both = torch.cat([weights, weights / under[:, None]], 1)
         self._sums[at] += torch.bmm(both, m)
-        text = (m * self._text[:, here]).amax(1)
+        text = (m * self._text[:, span]).amax(1)
         m.mul_((weights[:, ORDINARY] > 0)[..., None])
         largest = torch.stack([m.amax(1), text], 1)
         torch.maximum(self._maximum[at], largest, out=self._maximum[at])

@@ -1,7 +1,7 @@
 """The threshold tau, from the distribution of the sink score phi over vision tokens.
 
-phi of the tokens that stand out and of ordinary ones is counted in the layers where sinks were
-found. Between the two lies, where sinks are real, a gap. Tau is its middle:
+phi is counted separately for tokens that stand out and for ordinary ones, in the layers where sinks
+were found. If sinks are real, there is a gap between the two distributions. Tau is its middle:
 
     J(tau) = share of tokens that stand out with phi > tau - share of ordinary ones with phi > tau
     low    = the least tau with J >= max J - 0.005: where ordinary tokens end
@@ -9,7 +9,7 @@ found. Between the two lies, where sinks are real, a gap. Tau is its middle:
 
 Real sinks among the ordinary tokens (there may be more than `top_percent`) lower J by the same
 amount everywhere in the gap, and so do tokens that stand out for another reason: neither moves
-`low`. A quartile, for the weakest sinks are few and anywhere.
+`low`. `high` is a quartile, because the weakest sinks are few and their phi is arbitrary.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch import Tensor
 from sinkscope.sinks.finding.findings import Origin, TauPoint
 from sinkscope.sinks.finding.stats import ORDINARY, SINK, SampleStats
 
-STEPS = (0.05, 0.1, 0.25, 0.5)  # widths of the bins; the first that needs at most MOST_BINS
+STEPS = (0.05, 0.1, 0.25, 0.5)  # bin widths; the first that needs at most MOST_BINS is used
 MOST_BINS = 240
-SWEEP = 48  # points of the sweep, about
+SWEEP = 48  # approximate number of points of the sweep
 LOSS, QUARTILE = 0.005, 0.25
 
 
 @dataclass(frozen=True)
 class Histograms:
-    """Counts of vision tokens by phi: bin i holds edges[i] < phi <= edges[i + 1].
+    """Counts of vision tokens by phi: bin i contains edges[i] < phi <= edges[i + 1].
 
     Attributes:
         edges: from 0 to at least sqrt(hidden size), in even steps.
@@ -50,7 +50,7 @@ class Calibration:
     """Attributes:
     tau: the threshold.
     gap: (low, high) around it.
-    sinks, ordinary: shares of these tokens that tau flags, in the layers of the sinks.
+    sinks, ordinary: shares of these tokens that tau flags, in the layers with sinks.
     """
 
     tau: float
@@ -60,7 +60,7 @@ class Calibration:
 
 
 def phi_edges(hidden_size: int) -> tuple[float, ...]:
-    """Edges of the bins: even steps that read well, from 0 to above the largest possible phi."""
+    """Edges of the bins: even steps of a round width, from 0 to above the largest possible phi."""
     most = math.sqrt(hidden_size)
     step = next((s for s in STEPS if most / s <= MOST_BINS), STEPS[-1])
     return tuple(round(i * step, 6) for i in range(math.ceil(most / step) + 1))
@@ -84,18 +84,18 @@ def histograms(stats: Sequence[SampleStats], dims: Sequence[int], hidden_size: i
 
 
 def calibrate(histogram: Histograms, rows: Sequence[int]) -> Calibration:
-    """Tau from the layers of the sinks.
+    """Tau from the layers with sinks.
 
     Args:
-        histogram: of all layers.
-        rows: which of them (indices into the histogram) have sinks.
+        histogram: the counts of all layers.
+        rows: the layers with sinks, as indices into the histogram.
     """
     sinks = flagged_shares(histogram.sinks[list(rows)].sum(0))
     ordinary = flagged_shares(histogram.ordinary[list(rows)].sum(0))
     gain = sinks - ordinary
     best = max(1, int(gain.argmax()))
     low = int((gain[1 : best + 1] >= gain[best] - LOSS).to(torch.int8).argmax()) + 1
-    # the last edge that at least three quarters of the sinks above `low` are above
+    # the last edge that at least three quarters of the sinks above `low` exceed
     high = max(low, int((sinks >= (1 - QUARTILE) * sinks[low]).sum()) - 1)
     middle = max(1, (low + high) // 2)
     edges = histogram.edges
@@ -112,7 +112,7 @@ def flagged_shares(counts: Tensor) -> Tensor:
 
 
 def sweep(histogram: Histograms, rows: Sequence[int], tau: float) -> tuple[TauPoint, ...]:
-    """What each threshold would flag, in rising order, `tau` among them."""
+    """The shares that each threshold would flag, in rising order; `tau` is one of them."""
     sinks = flagged_shares(histogram.sinks[list(rows)].sum(0))
     ordinary = flagged_shares(histogram.ordinary[list(rows)].sum(0))
     vision = flagged_shares(histogram.vision.sum(0))
@@ -135,8 +135,8 @@ def sweep(histogram: Histograms, rows: Sequence[int], tau: float) -> tuple[TauPo
 def origins(
     stats: Sequence[SampleStats], dims: Sequence[int], tau: float, rows: Sequence[int]
 ) -> tuple[Origin, ...]:
-    """The first layer at whose input each sink is one: a token with phi > tau in a layer of the
-    sinks (`rows`), looked up in all layers that were looked at."""
+    """For each sink token (phi > tau in one of the layers with sinks, `rows`), the first of the
+    measured layers at whose input it is a sink."""
     layers = stats[0].layers
     counts = torch.zeros(len(layers), dtype=torch.int64)
     for sample in stats:

@@ -1,11 +1,11 @@
 """Which dimensions are sink dimensions: thresholds, intervals, runs of layers, halves of the data.
 
-A dimension passes in a layer where, on the vision tokens that stand out, its m is large by itself
-(the interval's lower end reaches `min_magnitude`) and beside ordinary vision tokens (the lower end
-of the contrast reaches `min_contrast`), and in enough samples it is both, and isolated as well. It
-is a sink dimension if it passes in enough consecutive layers. Always-on dimensions fail by their
-contrast, which is about 1; dimensions of the first token alone fail because image tokens do not
-have them.
+A dimension passes in a layer if, on the vision tokens that stand out, its m is large in absolute
+terms (the interval's lower end reaches `min_magnitude`) and relative to ordinary vision tokens (the
+lower end of the contrast reaches `min_contrast`), and if in enough samples it is both, and isolated
+as well. It is a sink dimension if it passes in enough consecutive layers. Always-on dimensions fail
+by their contrast, which is about 1. Dimensions of only the first token fail because image tokens do
+not have them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sinkscope.sinks.settings import FindSettings
 
 @dataclass(frozen=True)
 class Decision:
-    """For the C tracked dimensions.
+    """The result for the C tracked dimensions.
 
     Attributes:
         sink_low, sink_high, contrast_low, contrast_high: float64 (L, C): bootstrap intervals.
@@ -29,7 +29,8 @@ class Decision:
         found: bool (C,): passes in enough consecutive layers.
         stability: float64 (C,): share of random halves in which it is found again; NaN with fewer
             than 4 samples.
-        same: share of the halves in which exactly the found ones are found; None likewise.
+        same: share of the halves in which exactly the found dimensions are found; None with fewer
+            than 4 samples.
     """
 
     sink_low: Tensor
@@ -66,7 +67,7 @@ def decide(total: Totals, values: Tracked, settings: FindSettings, magnitude: fl
 
 
 def resamplings(samples: int, draws: int, seed: int) -> Tensor:
-    """float64 (draws, n): how often each sample is drawn, n of n with replacement."""
+    """float64 (draws, n): how often each sample is drawn, for n draws with replacement from n."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(samples, (draws, samples), generator=generator)
     return torch.zeros(draws, samples, dtype=torch.float64).scatter_add(
@@ -75,7 +76,7 @@ def resamplings(samples: int, draws: int, seed: int) -> Tensor:
 
 
 def halvings(samples: int, count: int, seed: int) -> Tensor:
-    """float64 (2 * count, n): both halves of each random halving, 1 for a sample that is in it."""
+    """float64 (2 * count, n): both halves of each random split; 1 for samples in the half."""
     generator = torch.Generator().manual_seed(seed + 1)
     first = torch.zeros(count, samples, dtype=torch.float64)
     for row in first:
@@ -94,7 +95,7 @@ def longest_run(passes: Tensor) -> Tensor:
 
 
 def runs(passes: list[bool]) -> list[tuple[int, int]]:
-    """Stretches [start, stop) of True."""
+    """Maximal runs [start, stop) of True."""
     edges = [i for i in range(len(passes) + 1) if _at(passes, i - 1) != _at(passes, i)]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
@@ -104,16 +105,16 @@ def _at(passes: list[bool], index: int) -> bool:
 
 
 def _ends(drawn: Tensor, confidence: float) -> Tensor:
-    """float64 (2, C): the interval's ends, of (draws, C)."""
-    if not drawn.shape[1]:  # no dimension was worth a bootstrap
+    """float64 (2, C): the ends of the interval, from (draws, C)."""
+    if not drawn.shape[1]:  # no dimension was tracked
         return drawn[:2]
     edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     return torch.quantile(drawn, edges, dim=0)
 
 
 def _means(values: Tracked, weights: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """float64 (draws, C): mean m on tokens that stand out (over the samples that have any; 0 where
-    a draw has none), and the contrast."""
+    """float64 (draws, C): mean m on tokens that stand out (over the samples that have any; 0 if a
+    draw has none), and the contrast."""
     has = values.has[:, layer, None]
     count = (weights @ has).clamp(min=1)
     sink = (weights @ (values.sink[:, layer] * has)) / count

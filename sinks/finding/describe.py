@@ -1,4 +1,4 @@
-"""The findings' tables and sentences, made of the figures of `reduce` and `decide`."""
+"""Tables and sentences of the findings, made from the results of `reduce` and `decide`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sinkscope.sinks.finding.reduce import Totals, Tracked
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.utils import index_ranges
 
-FEW_SAMPLES = 8  # below it, intervals and halves say little
+FEW_SAMPLES = 8  # with fewer samples, intervals and halves say little
 
 
 def describe_overall(
@@ -40,11 +40,11 @@ def describe_overall(
         magnitude: least m.
     """
     needed = min(settings.min_layers, len(total.layers))
-    made = []
+    result = []
     for column, dim in enumerate(values.dims):
         passes = decision.passes[:, column].tolist()
         contrast = [
-            # a contrast of tiny values means nothing, and must not choose the layer to show
+            # a contrast of tiny values is meaningless and must not select the layer to show
             float(total.contrast[row, dim]) if total.sink[row, dim] >= 1 else 0.0
             for row in range(len(total.layers))
         ]
@@ -63,32 +63,34 @@ def describe_overall(
             if on_first
             else "none"
         )
-        here = _layer_candidate(total, decision, row, column, dim)
-        made.append(
+        candidate = _layer_candidate(total, decision, row, column, dim)
+        result.append(
             Candidate(
                 dim=dim,
                 kind=kind,
-                reason=_why(kind, here, total.layers[row], high - low, settings, magnitude),
+                reason=_why(kind, candidate, total.layers[row], high - low, settings, magnitude),
                 layers=tuple(
                     layer for layer, good in zip(total.layers, passes, strict=True) if good
                 ),
                 run=total.layers[low:high],
                 layer=total.layers[row],
-                sink=here.sink,
-                sink_interval=here.sink_interval,
-                ordinary=here.ordinary,
-                contrast=here.contrast,
-                contrast_interval=here.contrast_interval,
-                first=here.first,
-                text=here.text,
-                prominence=here.prominence,
-                consistency=here.consistency,
-                massive=here.massive,
+                sink=candidate.sink,
+                sink_interval=candidate.sink_interval,
+                ordinary=candidate.ordinary,
+                contrast=candidate.contrast,
+                contrast_interval=candidate.contrast_interval,
+                first=candidate.first,
+                text=candidate.text,
+                prominence=candidate.prominence,
+                consistency=candidate.consistency,
+                massive=candidate.massive,
                 on_first_token=on_first,
                 stability=_finite(decision.stability[column]),
             )
         )
-    return tuple(sorted(made, key=lambda c: (c.kind != "sink", -c.contrast * (c.sink >= 1), c.dim)))
+    return tuple(
+        sorted(result, key=lambda c: (c.kind != "sink", -c.contrast * (c.sink >= 1), c.dim))
+    )
 
 
 def describe_layers(
@@ -102,11 +104,11 @@ def describe_layers(
 ) -> tuple[LayerFinding, ...]:
     """The same dimensions, layer by layer."""
     column = {dim: i for i, dim in enumerate(values.dims)}
-    made = []
+    findings = []
     for row, layer in enumerate(total.layers):
         candidates = [_layer_candidate(total, decision, row, column[c.dim], c.dim) for c in overall]
         massive_first = first[row].nonzero()[:, 0].tolist()
-        made.append(
+        findings.append(
             LayerFinding(
                 layer=layer,
                 samples=int(total.with_sinks[row]),
@@ -125,7 +127,7 @@ def describe_layers(
                 vision_phi=_counts(histogram.vision[row]) if histogram else (),
             )
         )
-    return tuple(made)
+    return tuple(findings)
 
 
 def reason_for(
@@ -138,16 +140,16 @@ def reason_for(
     """One sentence: what marks the sinks, or why nothing does."""
     by = _CHOSEN_BY[settings.tokens_by]
     if dims:
-        found = [c for dim in dims for c in overall if c.dim == dim]
-        each = "; ".join(
+        candidates = [c for dim in dims for c in overall if c.dim == dim]
+        reasons = "; ".join(
             f"{c.dim} reaches {c.sink:.1f} times the rms of a sink token and stands out "
             f"{c.contrast:.1f} times as far as on ordinary vision tokens, in {c.consistency:.0%} "
             f"of the samples (layer {c.layer}; found in layers {index_ranges(c.layers)})"
-            for c in found
+            for c in candidates
         )
         what = "Dimension" if len(dims) == 1 else "Dimensions"
         mark = "marks" if len(dims) == 1 else "mark"
-        return f"{what} {_list(dims)} {mark} the model's sinks: {each}."
+        return f"{what} {_list(dims)} {mark} the model's sinks: {reasons}."
     if not any(total.with_sinks >= settings.min_consistency * total.samples):
         most = int(total.with_sinks.max())
         return (
@@ -173,7 +175,7 @@ def notes_on(
     total: Totals,
     same: float | None,
 ) -> tuple[str, ...]:
-    """What a user has to know about the result, each a sentence."""
+    """What a user has to know about the result, as sentences."""
     notes = []
     if total.samples < FEW_SAMPLES:
         notes.append(
@@ -251,33 +253,38 @@ def _layer_candidate(
 
 def _why(
     kind: Kind,
-    here: LayerCandidate,
+    candidate: LayerCandidate,
     layer: int,
     run: int,
     settings: FindSettings,
     magnitude: float,
 ) -> str:
-    """Why a dimension is what it is."""
+    """Why a dimension has its kind."""
     if kind == "sink":
-        return f"{here.dim} passes in {run} consecutive layers"
+        return f"{candidate.dim} passes in {run} consecutive layers"
     if kind == "always on":
         return (
-            f"{here.dim} is large on every vision token (on ordinary ones {here.ordinary:.1f} "
+            f"{candidate.dim} is large on every vision token (on ordinary ones "
+            f"{candidate.ordinary:.1f} "
             "times their rms), so it marks none"
         )
     what = (
-        f"{here.dim} in layer {layer}, reaches {here.sink:.1f} times the token's rms (lower end "
-        f"{here.sink_interval.low:.1f}; {magnitude:.1f} needed) and {here.prominence:.0f} times "
-        f"its background ({settings.min_prominence:g} needed), {here.contrast:.1f} times as far as "
-        f"on ordinary tokens (lower end {here.contrast_interval.low:.1f}; "
-        f"{settings.min_contrast:g} needed), in {here.consistency:.0%} of the samples "
+        f"{candidate.dim} in layer {layer}, reaches {candidate.sink:.1f} times the token's "
+        "rms (lower end "
+        f"{candidate.sink_interval.low:.1f}; {magnitude:.1f} needed) and "
+        f"{candidate.prominence:.0f} times "
+        f"its background ({settings.min_prominence:g} needed), {candidate.contrast:.1f} "
+        "times as far as "
+        f"on ordinary tokens (lower end {candidate.contrast_interval.low:.1f}; "
+        f"{settings.min_contrast:g} needed), in {candidate.consistency:.0%} of the samples "
         f"({settings.min_consistency:.0%} needed)"
     )
-    if here.passes:
+    if candidate.passes:
         what += f"; it passes in {run} consecutive layers ({settings.min_layers} needed)"
     if kind == "first token":
         return (
-            f"{here.dim} is large on the prompt's first token, not on sinks of the images: {what}"
+            f"{candidate.dim} is large on the prompt's first token, not on sinks of the "
+            f"images: {what}"
         )
     return what
 

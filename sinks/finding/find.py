@@ -3,8 +3,8 @@
     findings = find(load_model("demo"), read_samples("photos", 30))
 
 1. Each sample passes through the model once (`sinks.finding.measure`), here or on a cluster
-   (`sinks.engine`); its statistics go to a file in the work folder. What lies there already, for
-   this model, these settings and this sample, is not measured again.
+   (`sinks.engine`); its statistics go to a file in the work folder. Files that already exist for
+   this model, these settings and this sample are not measured again.
 2. `conclude` reads the files in the order of the samples' ids and decides: dimensions
    (`sinks.finding.reduce`, `sinks.finding.decide`), then tau and origins
    (`sinks.finding.calibrate`).
@@ -55,31 +55,32 @@ def find(
 
     Args:
         handle: the model. Its lock is taken for one batch at a time; do not hold it.
-        samples: what to pass through it; 30 are a good number, fewer than 8 say little.
-        settings: how; by default `FindSettings()`.
-        work: folder for the statistics of each sample (made if missing), a few megabytes each. The
-            same call with the same folder goes on where it was interrupted. None: a temporary one.
-        on_progress: called with samples done, samples in all, and what is being done.
-        stop: once set, the run ends after the sample (or batch) it is at.
+        samples: the samples to pass through it; 30 are a good number, fewer than 8 say little.
+        settings: the settings; by default `FindSettings()`.
+        work: folder for the statistics of each sample (created if missing), a few megabytes each.
+            The same call with the same folder resumes an interrupted run. None: a temporary folder.
+        on_progress: called with samples done, samples in all, and the current action.
+        stop: once set, the run ends after the current sample (or batch).
         engine: where samples are measured; None: here, with `handle`.
 
     Returns:
-        What was found. Where a model has no sinks, `dims` is empty and `reason` says why.
+        The findings. If the model has no sinks, `dims` is empty and `reason` says why.
 
     Raises:
-        Stopped: `stop` was set. What was measured lies in `work`.
+        Stopped: `stop` was set. The measurements so far are in `work`.
         ValueError: there is no sample, none can be used, or a setting does not fit the model.
-        RunOutOfMemoryError: a batch does not fit; the text names the levers.
+        RunOutOfMemoryError: a batch does not fit; the text names the settings that help.
     """
     settings = settings or FindSettings()
     layers = settings.looked_at(handle.info.layers)
     given = samples if isinstance(samples, SampleSet) else read_samples(list(samples), len(samples))
     began = time.perf_counter()
     with _folder(work) as folder:
-        here = folder / sha256(_key(handle.info, settings).encode())[:16]
-        here.mkdir(parents=True, exist_ok=True)
+        model_folder = folder / sha256(_key(handle.info, settings).encode())[:16]
+        model_folder.mkdir(parents=True, exist_ok=True)
         paths = {
-            sample.id: here / f"{sha256(_key(handle.info, settings, sample).encode())[:32]}.st"
+            sample.id: model_folder
+            / f"{sha256(_key(handle.info, settings, sample).encode())[:32]}.st"
             for sample in given.samples
         }
         keys = {sample.id: _key(handle.info, settings, sample) for sample in given.samples}
@@ -116,15 +117,15 @@ def conclude(
     notes: Sequence[str] = (),
     began: float | None = None,
 ) -> Findings:
-    """Decide on measured statistics, without the model.
+    """Decide from measured statistics, without the model.
 
     Args:
         stats: of all samples, sorted by id; read several times, one after the other.
-        samples: what they are of.
-        model: what measured them.
+        samples: the samples that were measured.
+        model: the model that they were measured with.
         settings: thresholds and resampling.
         notes: put before the notes of the findings.
-        began: `time.perf_counter()` at the beginning.
+        began: `time.perf_counter()` at the start.
     """
     magnitude = settings.min_magnitude(model.hidden_size)
     total = totals(stats, settings, model.hidden_size)
@@ -196,7 +197,7 @@ class StoredStats(Sequence[SampleStats]):
 
 
 class _Counter:
-    """Tells progress and looks whether to stop."""
+    """Reports progress and checks whether to stop."""
 
     def __init__(
         self, total: int, done: int, on_progress: Progress | None, stop: threading.Event | None
@@ -222,7 +223,7 @@ def _measure_all(
     counter: _Counter,
     size: int,
 ) -> list[Unusable]:
-    """Measure what is missing, `size` samples at a time, and hand each result to `keep`; the
+    """Measure the missing samples, `size` at a time, and pass each result to `keep`. Returns the
     samples that cannot be used."""
     batches = [tuple(missing[low : low + size]) for low in range(0, len(missing), size)]
     unusable: list[Unusable] = []
@@ -248,7 +249,7 @@ def _measure_all(
 def _memory_errors_named(
     handle: ModelHandle, settings: FindSettings
 ) -> AbstractContextManager[None]:
-    """`out_of_memory_named` of finding, naming the settings that help and their present values."""
+    """`out_of_memory_named` for finding: names the settings that help and their current values."""
 
     def words() -> str:
         pixels = "the model's own" if settings.max_pixels is None else settings.max_pixels
@@ -262,7 +263,7 @@ def _memory_errors_named(
 
 
 def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:
-    """What findings keep of a sample."""
+    """The information about a sample that findings store."""
     asked = next((sample for sample in samples.samples if sample.id == stats.id), None)
     if asked is None:
         return UsedSample(stats.id, stats.fingerprint, stats.images)
@@ -281,7 +282,7 @@ def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:
 def _missing(
     samples: Sequence[Sample], paths: Mapping[str, Path], keys: Mapping[str, str]
 ) -> tuple[list[Sample], list[str]]:
-    """The samples to measure, and a note on each file that is there but cannot be trusted."""
+    """The samples to measure, and a note on each existing file that cannot be trusted."""
     missing, notes = [], []
     for sample in samples:
         path = paths[sample.id]
@@ -314,8 +315,8 @@ def _key(model: ModelInfo, settings: FindSettings, sample: Sample | None = None)
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     if work is None:
-        with tempfile.TemporaryDirectory(prefix="sinkscope-") as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory(prefix="sinkscope-") as temporary:
+            yield Path(temporary)
         return
     try:
         work.mkdir(parents=True, exist_ok=True)

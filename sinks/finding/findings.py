@@ -1,8 +1,8 @@
-"""What finding sink dimensions came to: plain frozen values, saved and opened as JSON.
+"""The result of finding sink dimensions: plain frozen values, saved and opened as JSON.
 
-Everything the plots, the page and the guide show is here; nothing here needs the model or torch.
-m is |x[d]| / rms(x) of a token, the residual stream at a layer's input, in float32; phi is the
-largest m over the sink dimensions. Where it says "mean", each sample counts once.
+Everything that the plots, the page and the guide show is here; nothing here needs the model or
+torch. m is |x[d]| / rms(x) of a token's residual stream at a layer's input, in float32; phi is the
+largest m over the sink dimensions. In every "mean over samples" each sample counts once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.outside import made_of, read_json
 from sinkscope.sinks.settings import FindSettings
+from sinkscope.untrusted import dataclass_from, read_json
 from sinkscope.utils import write_atomically
 
 FORMAT = "sinkscope-findings-1"
@@ -71,20 +71,20 @@ class LayerCandidate:
 
 @dataclass(frozen=True)
 class LayerFinding:
-    """One layer that was looked at.
+    """One measured layer.
 
     Attributes:
-        layer: index in the model; all is measured at its input, and by the attention in it.
-        samples: in how many samples some vision token stands out.
+        layer: index in the model; everything is measured at its input and by its attention.
+        samples: number of samples in which at least one vision token stands out.
         sink_tokens, ordinary_tokens: how many were counted, over all samples.
-        ratio: mean over samples of the largest received attention of a vision token, in multiples
-            of its image's median (of the norm, where tokens were chosen by that).
+        ratio: mean over samples of the largest attention received by a vision token, in multiples
+            of its image's median (of the norm, if tokens were chosen by the norm).
         candidates: the dimensions of `Findings.candidates`, the highest contrast first.
         first_token: dimensions that are massive on the prompt's first token, the largest first.
         always_on: dimensions that are massive on ordinary vision tokens.
         sink_phi, ordinary_phi: counts of these tokens by phi, in the bins of
-            `Findings.phi_edges`; empty where no dimension was found. The lowest bins of
-            `ordinary_phi` are bounded, not exact: a phi below a token's 16th largest m is counted
+            `Findings.phi_edges`; empty if no dimension was found. The lowest bins of
+            `ordinary_phi` are bounds, not exact: a phi below a token's 16th largest m is counted
             at that m.
         vision_phi: the same over all vision tokens.
     """
@@ -102,23 +102,23 @@ class LayerFinding:
     vision_phi: tuple[int, ...] = ()
 
     def candidate(self, dim: int) -> LayerCandidate | None:
-        """This layer's figures of one dimension, or None where it is no candidate."""
+        """This layer's values for one dimension, or None if it is not a candidate."""
         return next((c for c in self.candidates if c.dim == dim), None)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One dimension over all layers. Its figures are those of `layer`.
+    """One dimension over all layers. Its values are those of the layer `layer`.
 
     Attributes:
         dim: index into the residual stream.
         kind: `sink`; `first token`: massive on the prompt's first token and on no sink of an image;
             `always on`: as large on ordinary vision tokens; `none`: below a threshold.
-        reason: why, in words.
-        layers: where it passes.
+        reason: why it has this kind, in words.
+        layers: the layers where it passes.
         run: the longest run of consecutive layers among them.
-        layer: the layer of that run in which its contrast is highest; of all layers, where there is
-            no run.
+        layer: the layer of that run in which its contrast is highest; if there is no run, the
+            one of all layers.
         sink, sink_interval, ordinary, contrast, contrast_interval, first, text, consistency,
             prominence, massive: as in `LayerCandidate`, in `layer`.
         on_first_token: whether it is massive on the first token as well.
@@ -148,7 +148,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TauPoint:
-    """What one threshold would flag (phi > tau), over the layers `Findings.layers`.
+    """The shares that one threshold would flag (phi > tau), over the layers `Findings.layers`.
 
     Attributes:
         tau: the threshold.
@@ -170,10 +170,10 @@ class Origin:
     """Where sinks come from: the first layer at whose input a token's phi exceeds tau.
 
     Attributes:
-        layer: 0 is what the vision tower hands over; layer l > 0: what layer l - 1 made, or one
-            before it that was not looked at.
-        tokens: how many sink tokens (counted once, however many layers they are sinks in).
-        share: of all sink tokens.
+        layer: 0: the output of the vision tower. Layer l > 0: the output of layer l - 1, or of
+            an earlier layer that was not measured.
+        tokens: number of sink tokens (each counted once, in however many layers it is a sink).
+        share: their share of all sink tokens.
     """
 
     layer: int
@@ -189,8 +189,8 @@ class UsedSample:
         id: its name.
         fingerprint: `Sample.fingerprint`, of pixels and prompt.
         images: `Sample.digests`, of each image's pixels.
-        question, answer, where, system, history: what was asked, and where it stands, as in
-            `sinks.samples.Sample`; empty in files of before these were kept.
+        question, answer, where, system, history: what was asked, and where it came from, as in
+            `sinks.samples.Sample`; empty in files written before these were stored.
     """
 
     id: str
@@ -208,27 +208,27 @@ class Findings:
     """The result of `sinks.finding.find.find`.
 
     Attributes:
-        model: what was looked at.
-        settings: how.
-        samples: on what, sorted by id.
+        model: the model.
+        settings: the settings.
+        samples: the samples that were used, sorted by id.
         skipped, wanted: as in `SampleSet`.
-        dims: the sink dimensions, rising; empty where none was found.
-        tau: the calibrated threshold on phi; None where none was found.
-        tau_gap: between which scores it is the middle.
-        reason: one sentence: why these, or why none.
-        notes: what a user has to know, each a sentence.
+        dims: the sink dimensions, in rising order; empty if none was found.
+        tau: the calibrated threshold on phi; None if none was found.
+        tau_gap: the scores (low, high) that tau is the middle of.
+        reason: one sentence: why these dimensions, or why none.
+        notes: what a user has to know, as sentences.
         min_magnitude: least m on sink tokens for this hidden size.
-        layers: the layers that were looked at.
+        layers: the measured layers.
         sink_layers: those in which a dimension of `dims` passes.
         candidates: dimensions worth showing, found ones first, then by contrast.
         first_token_dims: dimensions massive on the prompt's first token, whether or not on images.
         always_on: dimensions massive on ordinary vision tokens in most layers.
-        sweep: rising tau; empty where none was found.
-        phi_edges: edges of the bins of the histograms in `layers`; empty likewise.
-        origins: by layer; empty likewise.
+        sweep: in rising order of tau; empty if none was found.
+        phi_edges: edges of the bins of the histograms in `layers`; empty if none was found.
+        origins: by layer; empty if none was found.
         stability: share of random halves in which exactly `dims` are found again; None with fewer
             than 4 samples.
-        seconds: what it took.
+        seconds: duration of the run.
     """
 
     model: ModelInfo
@@ -260,21 +260,22 @@ class Findings:
 
     @property
     def sample_ids(self) -> tuple[str, ...]:
-        """Names of the samples that were used."""
+        """Names of the used samples."""
         return tuple(sample.id for sample in self.samples)
 
     @property
     def from_vision_tower(self) -> float | None:
-        """Share of the sink tokens that are sinks already at the input of layer 0; None where none
-        was found or that layer was not looked at."""
+        """Share of the sink tokens that are already sinks at the input of layer 0; None if none was
+        found or that layer was not measured."""
         if not self.origins or self.layers[0].layer != 0:
             return None
         return sum(origin.share for origin in self.origins if origin.layer == 0)
 
     @property
     def confidence(self) -> Literal["high", "medium", "low"]:
-        """Of a profile made of this: high from 20 samples on, with the same dimensions in 95 % of
-        the halves and in 80 % of the samples; medium from 8 on, with 80 % and 50 %."""
+        """Confidence of a profile made from this: high with at least 20 samples and the same
+        dimensions in 95 % of the halves and in 80 % of the samples; medium with at least 8 samples,
+        80 % and 50 %; otherwise low."""
         weakest = min((c.consistency for c in self.found), default=0.0)
         stable = self.stability or 0.0
         if len(self.samples) >= 20 and stable >= 0.95 and weakest >= 0.8:
@@ -286,11 +287,11 @@ class Findings:
         return " ".join((self.reason, *self.notes))
 
     def profile(self, model: str | None = None, note: str = "") -> SinkProfile:
-        """A profile of what was found, to be written by `sinks.profile_file.write_profile`.
+        """A profile of the found dimensions, to be written by `sinks.profile_file.write_profile`.
 
         Args:
-            model: name to give the model; by default as it was loaded.
-            note: what a user of the profile should know, besides the outcome.
+            model: name of the model in the profile; by default the name it was loaded by.
+            note: what a user of the profile should know, in addition to the outcome.
 
         Raises:
             ValueError: no sink dimension was found, so there is nothing to write.
@@ -316,21 +317,21 @@ class Findings:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     def save(self, path: Path) -> None:
-        """Write JSON, whole or not at all."""
+        """Write JSON; the file is either complete or not written."""
         text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
         write_atomically(path, lambda file: file.write(text.encode()))
 
     @staticmethod
     def open(path: Path) -> Findings:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ValueError: the file cannot be read or holds something else.
+            ValueError: the file cannot be read or contains something else.
         """
         values = read_json(path, "The findings")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"The file {path.name} holds no findings of the format {FORMAT}.")
         try:
-            return made_of(Findings, {k: v for k, v in values.items() if k != "format"})
+            return dataclass_from(Findings, {k: v for k, v in values.items() if k != "format"})
         except ValueError as error:
             raise ValueError(f"The findings {path.name} are damaged: {error}.") from error

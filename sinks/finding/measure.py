@@ -1,18 +1,18 @@
-"""What one sample says about sinks: one plain forward pass, reduced layer by layer as it passes.
+"""What one sample says about sinks: one plain forward pass, reduced layer by layer while it runs.
 
 1. `measure` prepares the samples, pads them on the left to one batch, and runs the model once with
    a probe that sees the residual stream at each layer's input and the layer's rotated queries and
    keys.
-2. In each layer, and for each sample by itself (its own positions alone, so that the batch cannot
-   matter; on a GPU for all of them at once, `sinks.finding.batch`): attention received by each key
-   (`sinks.received`), the vision tokens that stand out by it, and m = |x[d]| / rms(x) averaged over
-   these, over the ordinary ones, at the first token and over the text; for each vision token its
-   rms and its 16 largest m.
-3. The layer's tensors are let go. What is left is a `SampleStats`: a pure function of the model,
+2. For each layer and each sample separately (only its own positions, so that the batch cannot
+   matter; on a GPU all samples at once, `sinks.finding.batch`) it computes: the attention received
+   by each key (`sinks.received`); the vision tokens that stand out by it; m = |x[d]| / rms(x)
+   averaged over these, over the ordinary ones, at the first token and over the text; and for each
+   vision token its rms and its 16 largest m.
+3. The layer's tensors are released. The result is a `SampleStats`: a pure function of the model,
    the sample and the settings in `sinks.settings.MEASURING`.
 
-With the 16 largest m of each token, phi for any few dimensions is known afterwards wherever it
-matters, so that dimensions and tau come out of the same single pass.
+From the 16 largest m of each token, phi for any few dimensions can be computed later wherever it
+matters. So dimensions and tau come from the same single pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sinkscope.models import kernels
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.finding.batch import BatchReducer
 from sinkscope.sinks.finding.relative import MASSIVE, MASSIVE_RATIO, background, relative
 from sinkscope.sinks.finding.stats import TOP, SampleStats
@@ -50,20 +50,20 @@ class Unusable:
 def measure(
     handle: ModelHandle, samples: Sequence[Sample], settings: FindSettings
 ) -> list[SampleStats | Unusable]:
-    """Pass samples through the model once and reduce what is seen of each.
+    """Pass samples through the model once and reduce what the probe sees of each.
 
     Args:
         handle: the model; its lock is taken.
-        samples: one batch; where the settings give no batch size it is split into passes of
-            `AUTO_TOKENS`, padding included, and measured one by one where memory is short.
+        samples: one batch. If the settings give no batch size, it is split into passes of
+            `AUTO_TOKENS` (padding included), and measured one by one if memory runs out.
         settings: how tokens are chosen, and in which layers.
 
     Returns:
-        One result a sample, in their order: statistics, or why there are none.
+        One result per sample, in their order: statistics, or why there are none.
 
     Raises:
         ValueError: `layers` does not fit the model, the model's attention has a sliding window
-            shorter than the prompt, or what passed through the model is not a number.
+            shorter than the prompt, or a value in the model is not finite.
         torch.OutOfMemoryError: the batch does not fit.
     """
     results: list[SampleStats | Unusable] = []
@@ -77,7 +77,7 @@ def measure(
                 max_pixels=settings.max_pixels,
                 history=sample.history,
             )
-        except ValueError as error:  # of the image or the prompt: named, and told to the user
+        except ValueError as error:  # of the image or the prompt
             results.append(Unusable(sample.id, str(error)))
         else:
             usable.append((sample, prompt))
@@ -91,16 +91,16 @@ def measure(
 
 
 def samples_at_once(settings: FindSettings, device: torch.device) -> int:
-    """How many samples to give to `measure` together."""
+    """How many samples to pass to `measure` together."""
     if settings.batch_size is not None:
         return settings.batch_size
-    return 1 if kernels.host_reads_are_free(device) else AUTO_SAMPLES
+    return 1 if kernels.is_on_host(device) else AUTO_SAMPLES
 
 
 def _passes(
     usable: Sequence[tuple[Sample, PromptInputs]],
 ) -> list[list[tuple[Sample, PromptInputs]]]:
-    """Neighbours whose batch, padding included, is `AUTO_TOKENS` at most; or one alone."""
+    """Groups of neighbours whose batch, padding included, has at most `AUTO_TOKENS`; or of one."""
     passes: list[list[tuple[Sample, PromptInputs]]] = []
     longest = 0
     for one in usable:
@@ -115,13 +115,13 @@ def _passes(
 def _as_it_fits(
     handle: ModelHandle, some: Sequence[tuple[Sample, PromptInputs]], settings: FindSettings
 ) -> list[SampleStats]:
-    """All together, or one by one where together they do not fit on the device."""
+    """Measure all together, or one by one if together they do not fit on the device."""
     try:
         return _forward(handle, some, settings)
     except torch.OutOfMemoryError:
         if len(some) == 1:
             raise
-    torch.cuda.empty_cache()  # here, when the error no longer holds the pass
+    torch.cuda.empty_cache()  # here, where the exception no longer references the pass
     return [_forward(handle, [one], settings)[0] for one in some]
 
 
@@ -137,20 +137,20 @@ def _forward(
         given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
         handle.model(**given, use_cache=False, logits_to_keep=1)
     statistics = session[probe].finish()
-    made = [
+    statistics_of = [
         SampleStats(
             id=sample.id,
             fingerprint=sample.fingerprint(),
             images=sample.digests,
             layers=layers,
             grids=tuple((grid.rows, grid.columns) for grid in prompt.layout.grids),
-            **own,
+            **sample_statistics,
         )
-        for (sample, prompt), own in zip(usable, statistics, strict=True)
+        for (sample, prompt), sample_statistics in zip(usable, statistics, strict=True)
     ]
-    for stats in made:
+    for stats in statistics_of:
         _check_finite(stats)
-    return made
+    return statistics_of
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class LayerStatistics(Probe):
 
     Attributes:
         settings: how tokens are chosen.
-        layers: in which layers.
+        layers: the layers to measure.
     """
 
     settings: FindSettings
@@ -167,7 +167,7 @@ class LayerStatistics(Probe):
 
     def begin(self, run: RunInfo) -> Reader:
         size = run.model.hidden_size
-        if kernels.host_reads_are_free(run.device):
+        if kernels.is_on_host(run.device):
             one_by_one = _OneByOne(run.layouts, run.length, size, self.settings)
             return _Watcher(one_by_one, self.layers)
         batch = BatchReducer(run.layouts, run.length, self.layers, size, self.settings)
@@ -175,17 +175,17 @@ class LayerStatistics(Probe):
 
 
 class _Watcher(Reader):
-    """Brings the residual stream of a layer together with its queries and keys."""
+    """Pairs the residual stream of a layer with its queries and keys."""
 
     def __init__(self, reducer: _OneByOne | BatchReducer, layers: tuple[int, ...]) -> None:
-        self.looks = (At("block_in", layers), At("queries_keys", layers))
+        self.reads = (SiteSelection("block_in", layers), SiteSelection("queries_keys", layers))
         self._reducer = reducer
         self._hidden: Tensor | None = None
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """The residual stream first, then queries and keys of the same layer."""
+        """Receives the residual stream first, then queries and keys of the same layer."""
         if site == "block_in":
-            self._hidden = values  # the layer itself still holds this tensor
+            self._hidden = values  # costs no memory: the layer still holds this tensor
             return
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
@@ -196,7 +196,7 @@ class _Watcher(Reader):
 
 
 class _OneByOne:
-    """Hands each sample its part of each layer: on a CPU, where small blocks are fast ones."""
+    """Passes each sample its part of each layer: for CPUs, where small blocks are fast."""
 
     def __init__(
         self, layouts: Sequence[PromptLayout], length: int, size: int, settings: FindSettings
@@ -211,7 +211,7 @@ class _OneByOne:
             sample.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
 
     def finish(self) -> list[dict[str, Tensor]]:
-        """Of each sample all statistics with the layers as first axis."""
+        """All statistics of each sample, with layers as the first axis."""
         return [sample.finish() for sample in self._samples]
 
 
@@ -282,7 +282,7 @@ class _Reducer:
                 into["text_max"].copy_(torch.maximum(into["text_max"], relative(part)[0].amax(0)))
 
     def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """float32 (V,): what tokens are chosen by."""
+        """float32 (V,): the scores by which tokens are chosen."""
         if self._settings.tokens_by == "norm":
             parts = [
                 torch.linalg.vector_norm(part.to(torch.float32), dim=-1)
@@ -297,25 +297,28 @@ class _Reducer:
     def _vision(
         self, hidden: Tensor, ordinary: Tensor, weights: Tensor, into: dict[str, Tensor]
     ) -> None:
-        """All vision tokens: their own figures, and sums over the ordinary ones."""
+        """All vision tokens: their values, and sums over the ordinary ones."""
         kept, before = into["top_values"].shape[-1], 0
         for low, high in self._spans:
             for part in _blocks(hidden, low, high):
-                here = slice(before, before + len(part))
+                columns = slice(before, before + len(part))
                 m, rms = relative(part)
-                into["rms"][here] = rms
+                into["rms"][columns] = rms
                 values, dims = m.topk(kept, dim=-1)
-                into["top_values"][here], into["top_dims"][here] = values, dims.to(torch.int32)
-                into["ordinary"].add_(weights[here] @ m)
+                into["top_values"][columns], into["top_dims"][columns] = (
+                    values,
+                    dims.to(torch.int32),
+                )
+                into["ordinary"].add_(weights[columns] @ m)
                 under = background(m, dims)
-                into["ordinary_prominence"].add_((weights[here] / under) @ m)
-                m.mul_(ordinary[here, None])
+                into["ordinary_prominence"].add_((weights[columns] / under) @ m)
+                m.mul_(ordinary[columns, None])
                 into["ordinary_max"].copy_(torch.maximum(into["ordinary_max"], m.amax(0)))
-                into["ordinary_square"].add_(weights[here] @ m.square_())
+                into["ordinary_square"].add_(weights[columns] @ m.square_())
                 before += len(part)
 
     def _sinks(self, hidden: Tensor, top: Tensor, sinks: Tensor, into: dict[str, Tensor]) -> None:
-        """The tokens that stand out; gathered, for they are few."""
+        """The tokens that stand out; gathered into a small tensor, because they are few."""
         spans = [torch.arange(low, high, device=hidden.device) for low, high in self._spans]
         positions = torch.cat(spans)[top]
         counted = sinks[top].to(torch.float32)
@@ -332,8 +335,8 @@ class _Reducer:
 
 
 def _check_finite(stats: SampleStats) -> None:
-    """Refuse figures that are no numbers: compared with a threshold they would count as small, and
-    massive activations that overflow would be told as "no sinks".
+    """Refuse values that are not finite: compared with a threshold they would count as small, and
+    massive activations that overflow would be reported as "no sinks".
 
     Raises:
         ValueError: naming the sample and the first layer.
@@ -350,7 +353,7 @@ def _check_finite(stats: SampleStats) -> None:
 
 
 def _steps(hidden: Tensor, low: int, high: int) -> list[tuple[int, int]]:
-    """Stretches of [low, high) whose float32 copy is small."""
+    """Pieces of [low, high) whose float32 copy is small."""
     size = max(1, block_bytes(hidden.device) // 2 // (hidden.shape[-1] * 4))
     return [(start, min(start + size, high)) for start in range(low, high, size)]
 
@@ -360,30 +363,30 @@ def _blocks(hidden: Tensor, low: int, high: int) -> list[Tensor]:
 
 
 def _gaps(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Positions outside the spans, but the first of the prompt."""
+    """Positions outside the spans, except the first of the prompt."""
     edges = [1, *(edge for span in spans for edge in span), length]
     pairs = zip(edges[::2], edges[1::2], strict=True)
     return [(low, high) for low, high in pairs if low < high]
 
 
 def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
-    """The tensors of all prompts as one batch, padded on the left, and its length."""
+    """The tensors of all prompts as one batch, padded on the left, and the batch's length."""
     length = max(prompt.layout.length for prompt in prompts)
-    made: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name in prompts[0].tensors:
         parts = [prompt.tensors[name] for prompt in prompts]
         if all(
             part.ndim == 2 and part.shape == (1, prompt.layout.length)
             for part, prompt in zip(parts, prompts, strict=True)
-        ):  # one value a position; 0 in the attention mask is padding
+        ):  # one value per position; 0 in the attention mask is padding
             parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0)) for part in parts]
-        made[name] = torch.cat(parts)
-    return made, length
+        tensors[name] = torch.cat(parts)
+    return tensors, length
 
 
 def check_window(handle: ModelHandle, length: int) -> None:
     """Refuse a prompt that is longer than a sliding window of the model's attention: received
-    attention would be divided by queries that cannot see the key.
+    attention would be divided by the number of later queries, some of which cannot see the key.
 
     Raises:
         ValueError: naming length and window.
@@ -392,6 +395,6 @@ def check_window(handle: ModelHandle, length: int) -> None:
     if window is not None and length > window:
         setting = " (max_pixels)" if handle.family.pixel_bounds else ""
         raise ValueError(
-            f"The prompt has {length} tokens, but some layers of {handle.info.id} see the last "
-            f"{window} alone; make the images smaller{setting}."
+            f"The prompt has {length} tokens, but some layers of {handle.info.id} see only the "
+            f"last {window}; make the images smaller{setting}."
         )

@@ -1,9 +1,9 @@
-"""From the statistics of many samples to figures for each dimension and layer.
+"""From the statistics of many samples to values for each dimension and layer.
 
-Samples come in the order of their ids and are summed in float64, each counting once whatever the
-number of its tokens: so neither the order in which they were measured nor the batches can matter.
-They are read twice, so that memory holds one sample's statistics at a time: once for the means of
-all dimensions, and once for each sample's values of the few dimensions worth a bootstrap.
+Samples come in the order of their ids and are summed in float64. Each counts once, whatever its
+number of tokens. So neither the order in which they were measured nor the batches can matter. They
+are read twice, so that memory holds one sample's statistics at a time: once for the means of all
+dimensions, and once for each sample's values of the few dimensions worth a bootstrap.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ TRACKED = 48  # dimensions in all
 
 @dataclass(frozen=True)
 class Totals:
-    """Means over samples, float64 (L, D) where nothing else is said.
+    """Means over samples; float64 (L, D) unless stated otherwise.
 
     Attributes:
-        samples: how many.
+        samples: their number.
         layers: indices in the model (L).
-        with_sinks: int64 (L,): samples in which some token stands out.
+        with_sinks: int64 (L,): number of samples in which a token stands out.
         sink_tokens, ordinary_tokens: int64 (L,).
         ratio: float64 (L,): mean of the largest ratio of a vision token.
         sink: mean m on tokens that stand out, over the samples that have any.
         ordinary, ordinary_spread: mean and standard deviation of m on ordinary tokens.
-        ordinary_max: largest m on one.
+        ordinary_max: largest m on an ordinary token.
         first, text: mean m on the first token; mean of the largest m on the other text.
         prominence, ordinary_prominence: means of m / background on tokens that stand out and on
             ordinary ones.
-        consistency: share of all samples in which magnitude, prominence and contrast suffice.
-        first_consistency: the same for the first token in the place of the sinks.
+        consistency: share of all samples that reach the least magnitude, prominence and contrast.
+        first_consistency: the same for the first token instead of the sinks.
         massive: share of the tokens that stand out on which it is a massive activation.
     """
 
@@ -74,8 +74,8 @@ class Tracked:
         dims: the C dimensions, rising.
         sink: float64 (n, L, C): mean m on the tokens that stand out, in each sample.
         prominence, ordinary_prominence: float64 (n, L, C): as in `Totals`, in each sample.
-        holds: bool (n, L, C): whether magnitude, prominence and contrast suffice in the sample.
-        has: float64 (n, L): 1 where some token stands out, else 0.
+        holds: bool (n, L, C): whether the sample reaches magnitude, prominence and contrast.
+        has: float64 (n, L): 1 if a token stands out, else 0.
     """
 
     dims: tuple[int, ...]
@@ -94,10 +94,11 @@ def ratio_of(above: Tensor, below: Tensor) -> Tensor:
 def suffices(
     m: Tensor, prominence: Tensor, ordinary: Tensor, magnitude: float, contrast: float
 ) -> Tensor:
-    """Whether tokens have a dimension that is large enough, by itself and beside ordinary tokens.
+    """Whether tokens have a dimension that is large enough, in absolute terms and compared with
+    ordinary tokens.
 
     Args:
-        m, prominence: of these tokens.
+        m, prominence: values of these tokens.
         ordinary: prominence on ordinary tokens.
         magnitude, contrast: the least m, and the least quotient of the two prominences.
     """
@@ -105,7 +106,7 @@ def suffices(
 
 
 def holds(sample: SampleStats, settings: FindSettings, magnitude: float) -> Tensor:
-    """bool (L, D): whether one sample's tokens that stand out have the dimension, by all three."""
+    """bool (L, D): whether a sample's tokens that stand out have the dimension, by all three."""
     large = suffices(
         sample.sink,
         sample.prominence,
@@ -121,7 +122,7 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
 
     Args:
         stats: at least one sample, sorted by id.
-        settings: the thresholds that each sample is held to for the consistency.
+        settings: the thresholds that the consistency applies to each sample.
         hidden_size: D.
     """
     magnitude = settings.min_magnitude(hidden_size)
@@ -148,7 +149,7 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
         counts["has"] += sinks > 0
         counts["sink"] += sinks
         counts["ord"] += (sample.group == ORDINARY).sum(-1)
-        # Infinite where the median token gets nothing at all.
+        # Infinite if the median token receives no attention.
         ratio += sample.ratio.amax(-1).clamp(max=torch.finfo(torch.float32).max)
         ordinary, first = sample.ordinary.double(), sample.first
         sums["sink"] += sample.sink
@@ -192,16 +193,16 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
 
 
 def first_token_passes(total: Totals, settings: FindSettings, magnitude: float) -> Tensor:
-    """bool (L, D): massive on the first token of the prompt, by the thresholds of sinks."""
+    """bool (L, D): massive on the first token of the prompt, by the same thresholds as sinks."""
     return (total.first >= magnitude) & (total.first_consistency >= settings.min_consistency)
 
 
 def worth_tracking(total: Totals, settings: FindSettings, magnitude: float) -> tuple[int, ...]:
-    """The dimensions worth a bootstrap and a place in tables, rising.
+    """The dimensions worth a bootstrap and a row in tables, in rising order.
 
-    Whatever passes by its means; in each layer those of highest contrast among the ones that are
-    above the rms of the tokens that stand out (a high contrast of two tiny values means nothing);
-    and the largest of the first token and of ordinary tokens, to be told apart.
+    These are: all that pass by their means; in each layer the ones with the highest contrast among
+    those that exceed the rms of the tokens that stand out (a high contrast of two tiny values means
+    nothing); and the largest ones of the first token and of ordinary tokens, for comparison.
     """
     eligible = torch.where(total.sink >= 1.0, total.contrast, 0.0)
     passing = (total.sink >= magnitude) & (total.consistency >= settings.min_consistency)

@@ -1,5 +1,5 @@
-"""How large a dimension is beside its token: m = |x[d]| / rms(x), and beside the token's other
-dimensions."""
+"""How large a dimension is relative to its token's rms, m = |x[d]| / rms(x), and relative to the
+token's other dimensions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def relative(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def background(m: Tensor, largest: Tensor | None = None) -> Tensor:
-    """float32 (...): rms of m (..., D) over all dimensions but the K largest, which are told or
-    found.
+    """float32 (...): rms of m (..., D) over all dimensions except the K largest, which are given or
+    found here.
 
-    Summed over the others instead of subtracted from all: massive dimensions hold nearly all of the
-    sum, and the difference would be their rounding.
+    It is a sum over the others and not a difference of sums: massive dimensions make up nearly all
+    of the total, so a difference would consist of their rounding errors.
     """
     kept = min(TOP, m.shape[-1] // 4)
     if largest is None:

@@ -1,7 +1,7 @@
 """The statistics of one sample, and their file.
 
-A file is trusted only where its key says that it belongs to this model, these settings and this
-sample, and where its checksum fits: everything else is measured again.
+A file is trusted only if its key says that it belongs to this model, these settings and this
+sample, and if its checksum is right. Otherwise the sample is measured again.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sinkscope.outside import open_regular, parse_json
+from sinkscope.untrusted import open_regular, parse_json
 from sinkscope.utils import sha256, write_atomically
 
 FORMAT = "sinkscope-sample-1"
-TOP = 16  # largest m of each vision token that are kept
+TOP = 16  # number of largest m stored for each vision token
 ORDINARY, SINK = 1, 2  # values of `SampleStats.group`; 0 is neither
 
 
 class DamagedStatsError(ValueError):
-    """A file that does not hold the statistics it should; the text says what is wrong."""
+    """A file that does not contain the expected statistics; the text says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class SampleStats:
     m is |x[d]| / sqrt(mean(x^2) + 1e-6), float32, at the layer's input.
 
     Attributes:
-        id, fingerprint, images: of the sample, see `sinks.finding.findings.UsedSample`.
+        id, fingerprint, images: see `sinks.finding.findings.UsedSample`.
         layers: indices in the model.
-        grids: (rows, columns) of each image's map; of its vision tokens where it is one view.
-        sink: float32 (L, D): mean m over the tokens that stand out; 0 where none does.
+        grids: (rows, columns) of each image's map; with one view, that of its vision tokens.
+        sink: float32 (L, D): mean m over the tokens that stand out; 0 if none does.
         prominence, ordinary_prominence, first_prominence: float32 (L, D): means of m / b over the
-            tokens that stand out (0 where none does), over the ordinary ones, and at the first
-            token. b is a token's background: the rms of m over all dimensions but its K largest.
+            tokens that stand out (0 if none does), over the ordinary ones, and at the first
+            token. b is a token's background: the rms of m over all dimensions except its K largest.
         ordinary, ordinary_square, ordinary_max: float32 (L, D): mean of m, mean of m squared and
             largest m over the ordinary vision tokens.
         first: float32 (L, D): m of the prompt's first token.
         text_max: float32 (L, D): largest m over the other tokens outside the images.
         massive: int32 (L, D): on how many of the tokens that stand out the dimension is a massive
             activation after Sun et al.
-        received: float32 (L, V): what tokens are chosen by.
+        received: float32 (L, V): the scores by which tokens are chosen.
         ratio: float32 (L, V): the same in multiples of the image's median.
         group: uint8 (L, V): 2 stands out, 1 ordinary, 0 neither.
         rms: float32 (L, V).
         top_dims, top_values: int32 and float32 (L, V, K): the K = 16 dimensions of largest m, and
-            their m, falling.
+            their m, in falling order.
     """
 
     id: str
@@ -82,8 +82,8 @@ class SampleStats:
     def phi(self, dims: Sequence[int]) -> Tensor:
         """float32 (L, V): the sink score of each vision token for these dimensions.
 
-        Exact where it is at least the token's K-th largest m. Where it is below, that m is
-        returned, which it does not exceed.
+        Exact if it is at least the token's K-th largest m. If it is smaller, that K-th largest m is
+        returned, which is an upper bound.
         """
         wanted = torch.zeros_like(self.top_dims, dtype=torch.bool)
         for dim in dims:
@@ -92,7 +92,7 @@ class SampleStats:
         return torch.where(wanted.any(-1), best, self.top_values[..., -1])
 
     def save(self, path: Path, key: str) -> None:
-        """Write a file, whole or not at all; `key` says what it belongs to."""
+        """Write a file, complete or not at all; `key` says what it belongs to."""
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         sample = json.dumps(
             [self.id, self.fingerprint, self.images, self.layers, self.grids], ensure_ascii=False
@@ -109,14 +109,14 @@ class SampleStats:
 
     @staticmethod
     def open(path: Path, key: str) -> SampleStats:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
             DamagedStatsError: the file is damaged, or belongs to another model, other settings or
                 another sample.
         """
         try:
-            with open_regular(path):  # a pipe would wait for ever
+            with open_regular(path):  # a pipe would block for ever
                 pass
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
@@ -130,7 +130,7 @@ class SampleStats:
         if set(tensors) != set(_TENSORS) or about.get("checksum") != _checksum(tensors):
             raise DamagedStatsError(f"{path.name} is damaged: its checksum does not fit")
         sample = about.get("sample", "")
-        # Files of before have none.
+        # Files of earlier versions have none.
         if about.get("sample_checksum", sha256(sample.encode())) != sha256(sample.encode()):
             raise DamagedStatsError(f"{path.name} is damaged: its checksum does not fit")
         try:

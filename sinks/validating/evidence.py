@@ -1,7 +1,7 @@
-"""One sample's part of a validation, from what was measured on it: pure tensor functions.
+"""One sample's part of a validation, from its measurements: pure tensor functions.
 
-Which tokens are flagged and which get high attention, which sets of tokens to hide in their place,
-and how much attention each of these holds. Nothing here runs the model.
+They determine which tokens are flagged and which receive high attention, which sets of tokens to
+hide for comparison, and how much attention each of these receives. Nothing here runs the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sinkscope.models.sink_score import above_threshold
 
 @dataclass(frozen=True)
 class Reading:
-    """What one forward pass over a prompt showed, per layer (L) and vision token (V), on the CPU.
+    """Measurements of one forward pass over a prompt, per layer (L), vision token (V); on the CPU.
 
     Attributes:
         phi: float32 (L, V), sink score under the profile's dimensions.
@@ -27,7 +27,7 @@ class Reading:
             is each token's share of the image's attention.
         high: bool (L, V), tokens of high attention: at least `min_ratio` times the image's median.
         top: bool (L, V), those among them that finding would take for sinks.
-        selected: for each tau of the sweep, the share of the (head, query row) pairs behind the
+        selected: for each tau of the sweep, the share of the (head, query row) pairs after the
             image that VAR would change, mean over the layers in which it acts.
     """
 
@@ -46,8 +46,8 @@ class Candidates:
     Attributes:
         pattern: bool (L, V): where each flagged token is flagged; False outside the settings'
             layers.
-        tokens: name -> int64 (draws, n): the tokens of each draw, n of them as are flagged. Sets
-            that do not exist (fewer others than flagged ones) are left out.
+        tokens: name -> int64 (draws, n): the tokens of each draw; n is the number of flagged
+            tokens. Sets that do not exist (fewer other tokens than flagged ones) are missing.
     """
 
     pattern: Tensor
@@ -55,14 +55,14 @@ class Candidates:
 
 
 def random_dimensions(profile: SinkProfile, draws: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Draws of as many dimensions as the profile has, none of them its own."""
+    """Draws of as many dimensions as the profile has, excluding the profile's own."""
     others = [d for d in range(profile.hidden_size) if d not in profile.dims]
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    result = []
     for _ in range(draws):
         order = torch.randperm(len(others), generator=generator)[: len(profile.dims)]
-        made.append(tuple(sorted(others[i] for i in order.tolist())))
-    return tuple(made)
+        result.append(tuple(sorted(others[i] for i in order.tolist())))
+    return tuple(result)
 
 
 def candidates(
@@ -71,13 +71,13 @@ def candidates(
     layers: Sequence[int],
     order: Tensor,
 ) -> Candidates:
-    """The flagged tokens, and as many others by each of the controls.
+    """The flagged tokens, and as many others chosen by each of the controls.
 
     Args:
-        reading: of the sample.
+        reading: measurements of the sample.
         tau: threshold on phi; above it a token is flagged.
         layers: layers whose flags count.
-        order: int64 (draws, V), a random order of the vision tokens a draw.
+        order: int64 (draws, V), a random order of the vision tokens for each draw.
     """
     flagged = above_threshold(reading.phi, tau, "official")
     pattern = torch.zeros_like(flagged)
@@ -97,45 +97,45 @@ def candidates(
     return Candidates(pattern, tokens)
 
 
-def hidden_pattern(found: Candidates, name: str, draw: int, own_layers: bool) -> Tensor:
+def hidden_pattern(candidates: Candidates, name: str, draw: int, own_layers: bool) -> Tensor:
     """Where a set is hidden: bool (V,), or (L, V) with `own_layers`.
 
-    With `own_layers` each token of the set takes the place of one flagged token, in the layers in
-    which that one is flagged, so that every set hides as much in every layer.
+    With `own_layers` each token of the set replaces one flagged token, in the layers in which that
+    token is flagged, so that every set hides equally many tokens in every layer.
     """
-    tokens = found.tokens[name][draw]
+    tokens = candidates.tokens[name][draw]
     if own_layers and name != "image":
-        where = torch.zeros_like(found.pattern)
-        where[:, tokens] = found.pattern[:, found.tokens["sinks"][0]]
+        where = torch.zeros_like(candidates.pattern)
+        where[:, tokens] = candidates.pattern[:, candidates.tokens["sinks"][0]]
         return where
-    everywhere = torch.zeros(found.pattern.shape[1], dtype=torch.bool)
+    everywhere = torch.zeros(candidates.pattern.shape[1], dtype=torch.bool)
     everywhere[tokens] = True
-    return everywhere.expand_as(found.pattern).clone() if own_layers else everywhere
+    return everywhere.expand_as(candidates.pattern).clone() if own_layers else everywhere
 
 
-def held(reading: Reading, found: Candidates, layers: Sequence[int], name: str) -> float:
-    """Share of the image's attention that a set holds, mean over `layers` and draws."""
+def held(reading: Reading, candidates: Candidates, layers: Sequence[int], name: str) -> float:
+    """Share of the image's attention that a set receives, mean over `layers` and draws."""
     attention = reading.attention[list(layers)].mean(0)  # (V,)
-    return float(attention[found.tokens[name]].sum(-1).mean())
+    return float(attention[candidates.tokens[name]].sum(-1).mean())
 
 
-def overlap(found: Candidates, name: str) -> float:
+def overlap(candidates: Candidates, name: str) -> float:
     """Share of a set that is flagged, mean over draws."""
-    return float(found.pattern.any(0)[found.tokens[name]].float().mean())
+    return float(candidates.pattern.any(0)[candidates.tokens[name]].float().mean())
 
 
 def lift(reading: Reading, flagged: Tensor) -> float | None:
     """Attention of a flagged token in multiples of the average vision token's.
 
-    sum over layers of the share held / sum over layers of the share of tokens that are flagged;
-    layers in which none is flagged add nothing to either.
+    Sum over layers of the share of attention received, divided by the sum over layers of the share
+    of tokens that are flagged. Layers in which none is flagged add nothing to either.
 
     Args:
-        reading: of the sample.
+        reading: measurements of the sample.
         flagged: bool (L, V).
 
     Returns:
-        The quotient, or None where nothing is flagged.
+        The quotient, or None if nothing is flagged.
     """
     if not bool(flagged.any()):
         return None
@@ -143,8 +143,8 @@ def lift(reading: Reading, flagged: Tensor) -> float | None:
     return float((reading.attention.double() * flagged).sum() / share)
 
 
-def as_many_by_score(score: Tensor, flagged: Tensor) -> Tensor:
-    """bool (L, V): in each layer the tokens of the highest score, as many as are flagged there."""
+def top_by_score(score: Tensor, flagged: Tensor) -> Tensor:
+    """bool (L, V): in each layer the highest-scoring tokens, as many as are flagged there."""
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank < flagged.sum(1, keepdim=True)
 

@@ -1,18 +1,18 @@
 """How probable an answer is while some of the prompt's tokens are hidden from all later ones.
 
-The evidence about sinks that does not use attention: a token that means nothing can be hidden and
-the answer stays as probable as it was.
+This is evidence about sinks that does not use attention: if a token carries no information, hiding
+it leaves the answer as probable as before.
 
 1. `read_answer` passes prompt and answer through the model once, unchanged (teacher forcing). It
-   keeps what the text model was called with, so that the vision tower is paid once a sample; probes
-   may look on.
+   keeps the text model's inputs, so that the vision tower runs only once per sample; probes may
+   read along.
 2. `hidden_log_probabilities` passes the same embeddings through the text model again, several sets
    of hidden tokens as one batch (`interventions.hide`).
 
-Hiding changes what the tokens in between say as well, so by default nothing can be reused of the
-plain pass. With `from_queries="after_image"` only queries behind the last image are kept from
-seeing the hidden tokens (as VAR acts only there): keys and values up to there are computed once and
-shared, and what the hidden tokens have told their neighbours in the image stays.
+Hiding also changes what the tokens in between compute, so by default nothing of the plain pass can
+be reused. With `from_queries="after_image"`, only queries after the last image cannot see the
+hidden tokens (VAR too acts only there). Keys and values up to there are then computed once and
+shared, but information that hidden tokens passed to other tokens of the image remains.
 
 The handle's lock must be held around both.
 """
@@ -49,10 +49,10 @@ class ForcedAnswer:
     Attributes:
         inputs: the prompt.
         answer: the answer's T token ids.
-        log_probabilities: float32 (T,) on the CPU, nats: the plain model's, of each answer token
-            after the prompt and the tokens before it.
-        keywords: what the text model was called with, one row, for N + T - 1 positions.
-        session: what the probes of the pass saw.
+        log_probabilities: float32 (T,) on the CPU, nats: those of the plain model, of each answer
+            token after the prompt and the tokens before it.
+        keywords: the text model's keyword arguments, one row, for N + T - 1 positions.
+        session: results of the probes of the pass.
     """
 
     inputs: PromptInputs
@@ -63,12 +63,12 @@ class ForcedAnswer:
 
     @property
     def length(self) -> int:
-        """Positions that pass through the model: the last answer token predicts nothing."""
+        """Number of positions passed through the model: the last answer token predicts nothing."""
         return self.inputs.layout.length + len(self.answer) - 1
 
 
 def answer_tokens(handle: ModelHandle, text: str, most: int) -> tuple[int, ...]:
-    """The first `most` tokens of an answer's text; special tokens written in it stay plain text."""
+    """The first `most` tokens of an answer's text; special tokens written in it are plain text."""
     coded = handle.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     return tuple(coded["input_ids"][:most])
 
@@ -85,10 +85,10 @@ def read_answer(
         handle: a loaded model; its lock must be held.
         inputs: from `handle.prepare`.
         answer: token ids, at least one.
-        probes: look on; what they saw is in the result's `session`.
+        probes: read along; their results are in the result's `session`.
 
     Raises:
-        ValueError: there is no answer token, or the model's output is not a number.
+        ValueError: there is no answer token, or the model's output is not finite.
     """
     if not answer:
         raise ValueError(
@@ -116,27 +116,27 @@ def hidden_log_probabilities(
 ) -> Tensor:
     """Log-probability of each answer token while tokens of the prompt are hidden.
 
-    All batches have one shape, filled up with rows that hide nothing: in half precision a batch's
-    shape alone moves the last digits, and rows of one call are there to be compared. Give the empty
-    set as one of them to have the plain model in the same arithmetic.
+    All batches have the same shape and are filled up with rows that hide nothing: in half precision
+    the batch's shape already changes the last digits, and rows of one call must be comparable. To
+    get the plain model in the same arithmetic, pass the empty set as one of them.
 
     Args:
         handle: a loaded model; its lock must be held.
         forced: from `read_answer` on the same model.
         hidden: bool (B, N) over the prompt's positions: B sets, each hidden in every layer; or
-            (B, L, N), each layer with its own.
-        from_queries: `later`: no query behind a hidden token sees it. `after_image`: only queries
-            behind the last image do not.
-        batch_tokens: at most so many tokens pass through at once (always at least one row).
-        between: called before each batch; what it raises ends the work.
+            (B, L, N), with one set for each layer.
+        from_queries: `later`: no query after a hidden token sees it. `after_image`: only queries
+            after the last image do not.
+        batch_tokens: at most this many tokens pass through at once (but always at least one row).
+        between: called before each batch; an exception raised by it ends the work.
 
     Returns:
-        float32 (B, T) on the CPU, nats. With no token hidden in any row no mask is used at all, and
-        one row alone is the plain forward pass bit for bit.
+        float32 (B, T) on the CPU, nats. If no row hides a token, no mask is used at all, and a
+        single row is then the plain forward pass bit for bit.
 
     Raises:
         ValueError: a wrong shape or dtype, an unknown `from_queries`, a prompt without an image for
-            `after_image`, or output that is not a number.
+            `after_image`, or output that is not finite.
     """
     layers, length = len(handle.stack.layers), forced.inputs.layout.length
     good = hidden.dtype == torch.bool and hidden.shape[1:] in ((length,), (layers, length))
@@ -183,7 +183,7 @@ def _prefix(handle: ModelHandle, forced: ForcedAnswer, stop: int) -> Any:
     """Keys and values of positions [0, stop), from one plain pass."""
     with attached(handle, forced.inputs):
         keywords = _repeated(forced.keywords, 1, 0, stop)
-        cache = DynamicCache()  # whole also behind a sliding window
+        cache = DynamicCache()  # keeps all positions, also with a sliding window
         handle.stack.language_model(**keywords, past_key_values=cache, use_cache=True)
         return cache
 
@@ -192,27 +192,27 @@ def _repeated(
     keywords: Mapping[str, Any], rows: int, start: int, stop: int | None = None
 ) -> dict[str, Any]:
     """The text model's keywords for `rows` equal rows and the positions [start, stop)."""
-    made = dict(keywords)
+    repeated = dict(keywords)
     positions = keywords.get("position_ids")
     for name in ("inputs_embeds", "input_ids"):  # a text model may be called with either
         if (given := keywords.get(name)) is not None:
-            made[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
+            repeated[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
     if positions is not None:  # (axes, 1, N), or (1, N)
         axes = [-1] * (positions.ndim - 2)
-        made["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)
-    if keywords.get("attention_mask") is not None:  # of all keys, those before `start` too
-        made["attention_mask"] = keywords["attention_mask"][:, :stop].expand(rows, -1)
-    return made
+        repeated["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)
+    if keywords.get("attention_mask") is not None:  # covers all keys, also those before `start`
+        repeated["attention_mask"] = keywords["attention_mask"][:, :stop].expand(rows, -1)
+    return repeated
 
 
 def _with_answer(inputs: PromptInputs, answer: Sequence[int]) -> dict[str, Tensor]:
-    """The prompt's tensors with the answer but its last token behind them, as plain text."""
+    """The prompt's tensors followed by the answer without its last token, as plain text."""
     ids = inputs.tensors["input_ids"]
     answer_ids = torch.tensor([list(answer[:-1])], dtype=ids.dtype)
-    made = dict(inputs.tensors)
+    tensors = dict(inputs.tensors)
     for name, tensor in inputs.tensors.items():
-        if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
+        if tensor.shape == ids.shape:  # one number per position; 0 means "text"
             mask = torch.full_like(answer_ids, name == "attention_mask")
             fill = answer_ids if name == "input_ids" else mask
-            made[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
-    return made
+            tensors[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
+    return tensors

@@ -1,9 +1,10 @@
-"""What a validation measures while one prompt passes through the model, layer by layer.
+"""Measurements of a validation while one prompt passes through the model, layer by layer.
 
-`PromptReading` looks on as a forward pass runs: the residual stream at each layer's input gives the
-sink scores, under the profile's dimensions and under random ones; the layer's queries and keys give
-the attention each vision token receives, and the rows that VAR would change. All of it is reduced
-to one number a vision token at once, in float32, so nothing of the attention's size is kept.
+`PromptReading` is a probe of a forward pass. The residual stream at each layer's input gives the
+sink scores, under the profile's dimensions and under random ones. The layer's queries and keys give
+the attention that each vision token receives, and the rows that VAR would change. Everything is
+reduced at once, in float32, to one number per vision token, so nothing of the attention's size is
+kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sinkscope.models.kernels import attention_rows
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sink_score import sink_score
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
 from sinkscope.sinks.validating.evidence import Reading
 from sinkscope.sinks.validating.settings import ValidateSettings
@@ -34,10 +35,10 @@ from sinkscope.var_patch import acting_layers
 class PromptReading(Probe):
     """Reads the prompt of one forward pass; `session[probe]` is a `PromptReader`.
 
-    An answer may follow the prompt: rows and keys behind the prompt are left out.
+    An answer may follow the prompt: rows and keys after the prompt are ignored.
 
     Attributes:
-        profile: whose dimensions and, where `taus` is empty, whose tau.
+        profile: gives the dimensions and, if `taus` is empty, tau.
         random_dims: draws of dimensions to score as well.
         taus: thresholds at which to count the rows that VAR would change.
         settings: how high-attention tokens are chosen.
@@ -53,17 +54,20 @@ class PromptReading(Probe):
 
 
 class PromptReader(Reader):
-    """`PromptReading` at work.
+    """The reader of a `PromptReading`.
 
     Args:
         probe: what to read.
-        layout: of the prompt, which has an image.
-        layers: of the model.
+        layout: layout of the prompt, which has an image.
+        layers: layers of the model.
     """
 
     def __init__(self, probe: PromptReading, layout: PromptLayout, layers: int) -> None:
         prompt = range(layout.length)
-        self.looks = (At("block_in", None, prompt), At("queries_keys", None, prompt))
+        self.reads = (
+            SiteSelection("block_in", None, prompt),
+            SiteSelection("queries_keys", None, prompt),
+        )
         profile = probe.profile
         self._layout, self._profile, self._random_dims = layout, profile, probe.random_dims
         self._taus, self._settings, self._layers = probe.taus, probe.settings, layers
@@ -71,7 +75,7 @@ class PromptReader(Reader):
         self._behind = layout.after_images
         self._var = VARSettings(dims=profile.dims, tau=profile.tau)
         self._acts = frozenset(acting_layers(self._var, layers))
-        self._scores: Tensor | None = None  # of all positions, in the layer at hand
+        self._scores: Tensor | None = None  # scores of all positions, in the current layer
         self._norm: Tensor | None = None
         self._phi: dict[int, Tensor] = {}
         self._random: dict[int, Tensor] = {}
@@ -80,7 +84,7 @@ class PromptReader(Reader):
         self._selected: dict[int, tuple[float, ...]] = {}
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """The residual stream first, then queries and keys of the same layer."""
+        """Receives the residual stream first, then queries and keys of the same layer."""
         if site == "block_in":
             self._score(layer, values[0])
         else:
@@ -114,7 +118,7 @@ class PromptReader(Reader):
             self._selected[layer] = self._selection(query, key, scale)
 
     def reading(self) -> Reading:
-        """All layers together. Call it once the forward pass is done."""
+        """The measurements of all layers. Call it once the forward pass is over."""
         order = range(self._layers)
         acted = [self._selected[layer] for layer in order if layer in self._selected]
         return Reading(
@@ -130,25 +134,25 @@ class PromptReader(Reader):
         )
 
     def _selection(self, query: Tensor, key: Tensor, scale: float) -> tuple[float, ...]:
-        """For each tau the share of (head, query row) pairs behind the image that VAR selects."""
+        """For each tau the share of (head, query row) pairs after the image that VAR selects."""
         assert self._scores is not None
         length, heads, device = self._layout.length, query.shape[1], query.device
         vision = torch.zeros(1, length, dtype=torch.bool, device=device)
         vision[0, self._vision.to(device)] = True
         scores = self._scores.to(device)[None]
         flagged = [scores > tau for tau in self._taus]
-        counts = [int(one.sum()) for one in flagged]  # sets of falling tau contain one another
+        counts = [int(one.sum()) for one in flagged]  # sets for rising tau are nested
         wanted = {
             count: one
             for count, one in zip(counts, flagged, strict=True)
             if bool((one & vision).any())
         }
-        found = dict.fromkeys(wanted, 0)
+        selected = dict.fromkeys(wanted, 0)
         step = max(1, block_bytes(device) // (heads * length * 4))
         for low in range(self._behind, length, step) if wanted else ():
             high = min(low + step, length)
             rows = attention_rows(query[:, :, low:high], key, scale, None, low)
             for count, one in wanted.items():
-                found[count] += int(select_rows(rows, one, vision, self._var).sum())
+                selected[count] += int(select_rows(rows, one, vision, self._var).sum())
         pairs = heads * (length - self._behind)
-        return tuple(found.get(count, 0) / pairs for count in counts)
+        return tuple(selected.get(count, 0) / pairs for count in counts)

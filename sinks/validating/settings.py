@@ -15,7 +15,7 @@ from sinkscope.sinks.settings import FindSettings, TokensBy
 Answers = Literal["given", "own"]
 HideIn = Literal["all_layers", "own_layers"]
 FromQueries = Literal["later", "after_image"]
-# Multiples of the profile's tau in the sweep; those above sqrt(hidden size) flag nothing ever.
+# Multiples of the profile's tau in the sweep; those above sqrt(hidden size) can flag nothing.
 SWEEP = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
 
 
@@ -24,11 +24,11 @@ SWEEP = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
 class ValidateSettings:
     """What `sinks.validating.validate.validate` does.
 
-    Precision and recall always count all layers, whatever `layers` says. With `hide_in`
-    "all_layers" a token flagged in any of `layers` is hidden in every layer of the model; with
-    "own_layers" in the layers alone in which it is flagged. With `from_queries` "later" it is
-    hidden from every later query; with "after_image" from those behind the last image alone, which
-    is cheaper, but what hidden tokens told their neighbours in the image stays.
+    Precision and recall always count all layers, not only `layers`. With `hide_in` "all_layers" a
+    token flagged in any of `layers` is hidden in every layer of the model; with "own_layers" only
+    in the layers in which it is flagged. With `from_queries` "later" it is hidden from every later
+    query; with "after_image" only from those after the last image, which is cheaper, but
+    information that hidden tokens passed to other image tokens stays.
     """
 
     tokens_by: TokensBy = like(FindSettings, "tokens_by")
@@ -38,34 +38,35 @@ class ValidateSettings:
     layers: tuple[int, ...] | None = setting(
         None,
         "Layers whose flagged tokens are hidden.",
-        left_out="from layer 2 on, where sinks are looked for",
-        offered=False,
+        left_out="from layer 2 on, where sinks are detected",
+        user_facing=False,
     )
     hide_in: HideIn = setting(
-        "all_layers", "Hide flagged tokens everywhere, or only where they are flagged."
+        "all_layers",
+        "Hide flagged tokens in all layers, or only in those in which they are flagged.",
     )
     from_queries: FromQueries = setting(
-        "later", "From whom: all later tokens, or those behind the image."
+        "later", "Hide them from all later tokens, or only from those after the image."
     )
     answers: Answers = setting(
-        "given", "The data's answers where it has any (else the model's greedy one), or own."
+        "given", "given: the data's answers, if it has any; own: the model's greedy ones."
     )
     answer_tokens: int = setting(
-        24, "At most so many tokens of an answer.", low=1, high=1024, offered=False
+        24, "Maximum number of tokens of an answer.", low=1, high=1024, user_facing=False
     )
     random_draws: int = setting(
         4,
-        "Draws of random vision tokens for each sample; their mean counts.",
+        "Draws of random vision tokens for each sample; their mean is used.",
         low=1,
         high=100,
-        offered=False,
+        user_facing=False,
     )
     dims_draws: int = setting(
         4,
-        "Draws of random dimensions, the same for all samples; their mean counts.",
+        "Draws of random dimensions, the same for all samples; their mean is used.",
         low=1,
         high=100,
-        offered=False,
+        user_facing=False,
     )
     taus: tuple[float, ...] | None = setting(
         None,
@@ -73,52 +74,54 @@ class ValidateSettings:
         low=0.0,
         above=True,
         left_out="multiples (`SWEEP`) of the profile's",
-        offered=False,
+        user_facing=False,
     )
     sweep_samples: int = setting(
         10,
         "Samples on which the sweep hides tokens as well; 0: none.",
         low=0,
         high=10**6,
-        offered=False,
+        user_facing=False,
     )
     min_samples: int = setting(
         10,
-        "Fewer samples with a sink than this are too few to say anything.",
+        "Smallest number of samples with a sink for a verdict.",
         low=2,
         high=10**6,
-        offered=False,
+        user_facing=False,
     )
     max_flagged: float = setting(
         MANY_FLAGGED,
-        "A larger share of the vision tokens flagged (mean over `layers`) is too much.",
+        "Largest share of the vision tokens that may be flagged (mean over `layers`).",
         low=0.0,
         high=1.0,
-        offered=False,
+        user_facing=False,
     )
     min_lift: float = setting(
         2.0,
-        "Flagged tokens hold at least so many times the attention of the average vision token.",
+        "Flagged tokens get at least this multiple of the average vision token's attention.",
         low=1.0,
-        offered=False,
+        user_facing=False,
     )
     margin: float = setting(
         0.05,
         "A smaller change of an answer token's log-probability counts as none.",
         low=0.0,
         unit="nats",
-        offered=False,
+        user_facing=False,
     )
     bootstrap: int = setting(
-        2000, "Resamplings of the samples.", low=100, high=100_000, offered=False
+        2000, "Bootstrap resamplings.", low=100, high=100_000, user_facing=False
     )
     confidence: float = setting(
-        0.95, "Of the two-sided intervals.", low=0.5, high=0.999, offered=False
+        0.95, "Confidence level of the two-sided intervals.", low=0.5, high=0.999, user_facing=False
     )
-    seed: int = setting(0, "Which samples, draws and resamplings.", low=0, high=HIGHEST_SEED)
+    seed: int = setting(
+        0, "Seed of the choice of samples, draws and resamplings.", low=0, high=HIGHEST_SEED
+    )
     allow_finding_samples: bool = setting(
         False,
-        "Also validate on samples that finding used; the result says so, and is no evidence.",
+        "Also validate on samples that finding used; the result says that it is no evidence.",
         name="allow_finding_data",
     )
     batch_tokens: int = setting(
@@ -126,7 +129,7 @@ class ValidateSettings:
         "Tokens that pass through the text model at once while tokens are hidden.",
         low=1,
         high=10**8,
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:

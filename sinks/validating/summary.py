@@ -1,8 +1,8 @@
-"""Adding up the samples of a validation: counts, means, intervals. Pure; the order plays no part.
+"""Combines the samples of a validation: counts, means, intervals. Pure; the order has no effect.
 
-Every mean is over samples, each counting once, and its interval comes from resampling the samples
-with replacement (percentile bootstrap). Differences between sets are taken within a sample first,
-so what differs from sample to sample cancels out.
+Every mean is over samples, each counting once. Its interval comes from resampling the samples with
+replacement (percentile bootstrap). Differences between sets are taken within each sample first, so
+variation between samples cancels out.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SweepRecord:
     """One sample at one tau of the sweep.
 
     Attributes:
-        counts: as `evidence.counts`.
+        counts: see `evidence.counts`.
         hidden: share of the vision tokens that are flagged in any of the settings' layers.
-        changes: `sinks` and `random`; empty where no tokens were hidden.
+        changes: `sinks` and `random`; empty if no tokens were hidden.
         selected: share of (head, query row) pairs that VAR would change.
     """
 
@@ -52,15 +52,15 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One sample.
+    """The results for one sample.
 
     Attributes:
-        evidence: what is shown of it.
-        counts: int64 (L, 5), as `evidence.counts`.
-        attention: float64 (L,), share of the image's attention that flagged tokens hold.
-        lift, random_lift: of flagged tokens, and of as many picked by random dimensions.
-        held, overlap: set name -> share of the image's attention, share that is flagged.
-        sweep: one entry a tau.
+        evidence: the part that tables show.
+        counts: int64 (L, 5), see `evidence.counts`.
+        attention: float64 (L,), share of the image's attention that flagged tokens receive.
+        lift, random_lift: for flagged tokens, and for as many chosen by random dimensions.
+        held, overlap: set name -> share of the image's attention received, share that is flagged.
+        sweep: one entry for each tau.
     """
 
     evidence: SampleEvidence
@@ -86,15 +86,15 @@ def summarise(
     found_on_them: int,
     known: bool,
 ) -> Validation:
-    """All samples together.
+    """The validation from all samples.
 
     Args:
-        profile, model, settings: what was validated, on what, how.
+        profile, model, settings: the profile, the model and the settings of the validation.
         layers: layers whose flags count.
-        taus: of the sweep.
+        taus: thresholds of the sweep.
         records: at least one.
         skipped, wanted: as in `SampleSet`.
-        found_on_them: how many samples finding had used.
+        found_on_them: number of samples that finding had used.
         known: whether it is known which samples finding used.
     """
     records = sorted(records, key=lambda record: record.evidence.id)
@@ -102,7 +102,7 @@ def summarise(
     counted = [agreed[layer] for layer in layers]
     hidden, contrasts = _hidden(records, settings), _contrasts(records, settings)
     agreement = _agreement(records, agreed, settings)
-    found = Evidence(
+    evidence = Evidence(
         samples=len(records),
         paired=sum("random" in record.evidence.changes for record in records),
         flagged=sum(layer.flagged_share for layer in counted) / len(counted),
@@ -110,7 +110,7 @@ def summarise(
         changes={one.name: one.change for one in hidden},
         contrasts=contrasts,
     )
-    made = Validation(
+    validation = Validation(
         profile=profile,
         model=model,
         settings=settings,
@@ -122,12 +122,12 @@ def summarise(
         hidden=hidden,
         contrasts=contrasts,
         sweep=tuple(_point(records, i, tau, layers) for i, tau in enumerate(taus)),
-        verdict=judge(found, settings),
+        verdict=judge(evidence, settings),
         warnings=(),
         held_out=not found_on_them,
         seconds=0.0,
     )
-    return warnings_of(made, layers, found_on_them, known)
+    return warnings_of(validation, layers, found_on_them, known)
 
 
 def agreement_by_layer(records: Sequence[Record]) -> tuple[LayerAgreement, ...]:
@@ -143,10 +143,10 @@ def sum_counts(counts: Sequence[Tensor]) -> Tensor:
 
 
 def estimate(values: Sequence[float], settings: ValidateSettings) -> Estimate:
-    """Mean with its bootstrap interval; the same resamplings for the same number of values."""
+    """Mean with its bootstrap interval; resampling depends only on seed and number of values."""
     given = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(settings.seed)
-    # One resampling at a time: samples x resamplings at once could be large.
+    # One resampling at a time: a matrix of samples x resamplings could be large.
     means = [
         given[generator.integers(len(given), size=len(given))].mean()
         for _ in range(settings.bootstrap)
@@ -159,13 +159,13 @@ def estimate(values: Sequence[float], settings: ValidateSettings) -> Estimate:
 def _by_layer(
     counts: Tensor, tokens: int, attention: Sequence[float]
 ) -> tuple[LayerAgreement, ...]:
-    made = []
+    agreements = []
     for layer, (row, held) in enumerate(zip(counts.tolist(), attention, strict=True)):
-        flagged, high, top, flagged_high, flagged_top = row  # as `evidence.counts` has them
-        made.append(
+        flagged, high, top, flagged_high, flagged_top = row  # in the order of `evidence.counts`
+        agreements.append(
             LayerAgreement(layer, tokens, flagged, high, top, flagged_high, flagged_top, held)
         )
-    return tuple(made)
+    return tuple(agreements)
 
 
 def _agreement(
@@ -185,7 +185,7 @@ def _agreement(
 
 
 def _together(layers: Sequence[LayerAgreement]) -> LayerAgreement:
-    """The layers' counts, summed, as if they were one layer."""
+    """The summed counts of all layers, as if they were one layer."""
     return LayerAgreement(
         layer=-1,
         tokens=sum(layer.tokens for layer in layers),
@@ -199,16 +199,16 @@ def _together(layers: Sequence[LayerAgreement]) -> LayerAgreement:
 
 
 def _hidden(records: Sequence[Record], settings: ValidateSettings) -> tuple[HiddenSet, ...]:
-    """One entry a set that exists in some sample; nothing where no token is flagged at all."""
+    """One entry for each set that exists in some sample; empty if no token is flagged."""
     if not any("sinks" in record.evidence.changes for record in records):
         return ()
-    made = []
+    hidden_sets = []
     names: tuple[SetName, ...] = get_args(SetName)
     for name in names:
         having = [record for record in records if name in record.evidence.changes]
         if having:
             sizes = [r.evidence.tokens if name == "image" else r.evidence.hidden for r in having]
-            made.append(
+            hidden_sets.append(
                 HiddenSet(
                     name=name,
                     change=estimate([r.evidence.changes[name] for r in having], settings),
@@ -217,16 +217,16 @@ def _hidden(records: Sequence[Record], settings: ValidateSettings) -> tuple[Hidd
                     overlap=sum(r.overlap[name] for r in having) / len(having),
                 )
             )
-    return tuple(made)
+    return tuple(hidden_sets)
 
 
 def _contrasts(records: Sequence[Record], settings: ValidateSettings) -> dict[str, Estimate]:
-    made = {}
+    contrasts = {}
     for name in CONTROLS:
         pairs = [record.evidence.changes for record in records if name in record.evidence.changes]
         if pairs:
-            made[name] = estimate([pair["sinks"] - pair[name] for pair in pairs], settings)
-    return made
+            contrasts[name] = estimate([pair["sinks"] - pair[name] for pair in pairs], settings)
+    return contrasts
 
 
 def _point(records: Sequence[Record], index: int, tau: float, layers: Sequence[int]) -> SweepPoint:
@@ -235,7 +235,7 @@ def _point(records: Sequence[Record], index: int, tau: float, layers: Sequence[i
     counts = sum_counts([point.counts for point in points])
     every = _by_layer(counts, tokens, [0.0] * len(counts))
     together, counted = _together(every), [every[layer] for layer in layers]
-    # Only samples with both, so that the two means can be compared.
+    # Only samples that have both, so that the two means are comparable.
     pairs = [point.changes for point in points if "random" in point.changes]
     return SweepPoint(
         tau=tau,

@@ -3,14 +3,15 @@
     validation = validate(handle, profile, read_samples("photos", 30), found_on=findings)
     print(validation.verdict.word, validation.verdict.text)
 
-Two kinds of evidence, docs/method.md has the equations. Do the flagged tokens get the attention?
-For each layer, all of them counted. And does the answer need them? It is told to the model with the
-flagged tokens hidden from all later queries, and with as many others hidden: random ones, those
-that random dimensions pick, the most attended of the rest. The second does not look at attention,
-so it cannot confirm itself by what the dimensions were picked by.
+There are two kinds of evidence; docs/method.md has the equations. First: do the flagged tokens
+receive the attention? This is counted in each layer, for all layers. Second: does the answer need
+them? The model reads a fixed answer with the flagged tokens hidden from all later queries, and with
+as many other tokens hidden: random ones, those chosen by random dimensions, and the most attended
+of the rest. The second kind does not use attention, so it is independent of how the dimensions were
+chosen.
 
-A sample passes through the model once as it is and then through its text part once for each
-different set of hidden tokens, several as one batch.
+A sample passes through the model once unchanged, and then through its text part once for each
+different set of hidden tokens, several sets as one batch.
 """
 
 from __future__ import annotations
@@ -61,22 +62,22 @@ def validate(
 
     Args:
         handle: a loaded model; its lock is taken sample by sample.
-        profile: dimensions and tau to validate; made for this very model.
+        profile: dimensions and tau to validate; made for this model.
         samples: from `sinks.samples.read_samples`, or samples.
         settings: see there.
         found_on: what finding used: its `Findings`, its samples, or their ids and image digests;
-            None where nobody knows (a published profile).
+            None if that is not known (a published profile).
         on_progress: called after each sample with done, total and its id.
-        stop: set it to end the run; the sample at hand is given up.
+        stop: set it to end the run; the current sample is discarded.
 
     Returns:
         The result. Samples that cannot be read are in `skipped`.
 
     Raises:
-        ValueError: the profile is for another model or size, a layer the model does not have, a
-            sample that finding used, or no sample that can be used.
+        ValueError: the profile is for another model or size, the settings name a layer that the
+            model does not have, finding used one of the samples, or no sample can be used.
         Stopped: `stop` was set.
-        RunOutOfMemoryError: the device is full.
+        RunOutOfMemoryError: the device's memory is full.
     """
     settings = settings or ValidateSettings()
     info, began = handle.info, time.perf_counter()
@@ -106,8 +107,8 @@ def validate(
             raise Stopped(done, len(ordered))
         try:
             try:
-                asked = _asked(task, sample)
-            except (ImageError, ValueError) as error:  # the sample's; what comes later is not its
+                asked = _prepare(task, sample)
+            except (ImageError, ValueError) as error:  # an error of the sample
                 skipped.append((sample.id, str(error)))
             else:
                 more = len(records) < settings.sweep_samples
@@ -135,17 +136,18 @@ def validate(
 
 
 def used_by_finding(samples: Iterable[Sample], found_on: FoundOn | None) -> tuple[Sample, ...]:
-    """Which samples finding has seen: those with an image of known pixels.
+    """The samples that finding has used: those that share an image with its samples.
 
-    Names count only where nothing else is given: `1.jpg` of another folder is another picture.
+    Of samples only pixels and texts are compared, because `1.jpg` in another folder is another
+    picture. Strings in `found_on` are also compared with ids.
     """
     seen = seen_by_finding(found_on)
     return tuple(sample for sample in samples if seen(sample))
 
 
 def seen_by_finding(found_on: FoundOn | None) -> Callable[[Sample], bool]:
-    """Whether finding has seen a sample, as in `used_by_finding`; for `read_samples(unless=...)`,
-    so that one file serves both."""
+    """A function: whether finding has used a sample, as in `used_by_finding`. For
+    `read_samples(unless=...)`, so that one file can serve both."""
     names: set[str] = set()
     for used in (found_on.samples if isinstance(found_on, Findings) else found_on) or ():
         names |= {used} if isinstance(used, str) else {used.fingerprint, *used.images}
@@ -155,11 +157,11 @@ def seen_by_finding(found_on: FoundOn | None) -> Callable[[Sample], bool]:
 def held_out(samples: SampleSet, count: int, found_on: FoundOn | None) -> SampleSet:
     """`count` samples of a larger set that finding has not used.
 
-    Read as many samples more as finding used, and one folder serves both.
+    Read as many more samples as finding used, and one folder serves both.
     """
     seen = {sample.id for sample in used_by_finding(samples.samples, found_on)}
     kept = [sample for sample in samples.samples if sample.id not in seen]
-    # Not the first ones by id: what a folder's subfolders are named after would decide.
+    # Not the first ones by id: otherwise the names of subfolders would decide.
     drawn = sorted(kept, key=lambda sample: sha256(sample.fingerprint().encode()))[:count]
     by_id = tuple(sorted(drawn, key=lambda sample: sample.id))
     return replace(samples, samples=by_id, wanted=count)
@@ -178,26 +180,26 @@ class _Task:
     stop: threading.Event | None
 
     def go_on(self) -> None:
-        """Raises `_Interrupted` once stop is set."""
+        """Raise `_Interrupted` if stop is set."""
         if self.stop is not None and self.stop.is_set():
             raise _Interrupted
 
 
 class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
-    """Stop was set in the middle of a sample."""
+    """Stop was set while a sample was processed."""
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A sample that can be used: its prompt, its answer's token ids, whether the model gave it."""
+class _PreparedSample:
+    """A usable sample: its prompt, its answer's token ids, and whether the model gave them."""
 
     inputs: PromptInputs
     answer: tuple[int, ...]
-    own: bool
+    by_model: bool
 
 
-def _asked(task: _Task, sample: Sample) -> _Asked:
-    """The sample made ready; a `ValueError` is the reason to skip it."""
+def _prepare(task: _Task, sample: Sample) -> _PreparedSample:
+    """Prepare the sample; a `ValueError` is the reason to skip it."""
     images = sample.open_images()
     inputs = task.handle.prepare(
         images,
@@ -207,22 +209,22 @@ def _asked(task: _Task, sample: Sample) -> _Asked:
         history=sample.history,
     )
     check_window(task.handle, inputs.layout.length)
-    return _Asked(inputs, *_answer(task, sample, inputs))
+    return _PreparedSample(inputs, *_answer(task, sample, inputs))
 
 
-def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
-    """Everything about one sample."""
+def _one(task: _Task, sample: Sample, asked: _PreparedSample, sweeps: bool) -> Record:
+    """All results for one sample."""
     handle, settings = task.handle, task.settings
-    inputs, answer, own = asked.inputs, asked.answer, asked.own
+    inputs, answer, by_model = asked.inputs, asked.answer, asked.by_model
     probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
     counted = GenerationSettings(max_new_tokens=len(answer))
     with handle.lock, memory_errors_named(inputs, counted):
         forced = read_answer(handle, inputs, answer, [probe])
         reading = forced.session[probe].reading()
-        wanted = _Wanted(inputs, reading.phi.shape)
+        wanted = _HiddenPatterns(inputs, reading.phi.shape)
         order = _orders(sample, inputs.layout.vision_tokens, settings)
-        found = evidence.candidates(reading, task.profile.tau, task.layers, order)
-        rows = {name: wanted.add(found, name, settings) for name in found.tokens}
+        candidates = evidence.candidates(reading, task.profile.tau, task.layers, order)
+        rows = {name: wanted.add(candidates, name, settings) for name in candidates.tokens}
         swept = [evidence.candidates(reading, tau, task.layers, order[:1]) for tau in task.taus]
         sweep_rows = [
             {
@@ -240,7 +242,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
             batch_tokens=settings.batch_tokens,
             between=task.go_on,
         )
-    changes = (logs - logs[0]).double().mean(1)  # nats a token; row 0 hides nothing
+    changes = (logs - logs[0]).double().mean(1)  # nats per token; row 0 hides nothing
 
     def change(chosen: list[int]) -> float:
         return float(changes[chosen].mean())
@@ -251,9 +253,9 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         evidence=SampleEvidence(
             id=sample.id,
             tokens=inputs.layout.vision_tokens,
-            hidden=int(found.pattern.any(0).sum()),
+            hidden=int(candidates.pattern.any(0).sum()),
             answer=text,
-            own=own,
+            own=by_model,
             log_probability=float(logs[0].double().mean()),
             changes=at_tau,
             question=sample.prompt,
@@ -263,10 +265,10 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         ),
         counts=evidence.counts(reading, task.profile.tau),
         attention=_attention_of_flagged(reading, task.profile.tau),
-        lift=evidence.lift(reading, found.pattern),
-        random_lift=_random_lift(reading, found.pattern),
-        held={n: evidence.held(reading, found, task.layers, n) for n in found.tokens},
-        overlap={n: evidence.overlap(found, n) for n in found.tokens},
+        lift=evidence.lift(reading, candidates.pattern),
+        random_lift=_random_lift(reading, candidates.pattern),
+        held={n: evidence.held(reading, candidates, task.layers, n) for n in candidates.tokens},
+        overlap={n: evidence.overlap(candidates, n) for n in candidates.tokens},
         sweep=tuple(
             SweepRecord(
                 counts=evidence.counts(reading, tau),
@@ -281,27 +283,29 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     )
 
 
-class _Wanted:
-    """The different sets to hide, each once; the first hides nothing."""
+class _HiddenPatterns:
+    """The different sets to hide, without duplicates; the first one hides nothing."""
 
     def __init__(self, inputs: PromptInputs, shape: Sequence[int]) -> None:
         self._inputs, self._shape = inputs, tuple(shape)
         self._rows: dict[bytes, int] = {}
         self._patterns: list[Tensor] = []
 
-    def add(self, found: Candidates, name: str, settings: ValidateSettings) -> list[int]:
-        """Rows of one set's draws."""
-        own = settings.hide_in == "own_layers"
-        draws = range(len(found.tokens[name]))
-        return [self._row(evidence.hidden_pattern(found, name, draw, own)) for draw in draws]
+    def add(self, candidates: Candidates, name: str, settings: ValidateSettings) -> list[int]:
+        """Row indices of one set's draws."""
+        own_layers = settings.hide_in == "own_layers"
+        draws = range(len(candidates.tokens[name]))
+        return [
+            self._row(evidence.hidden_pattern(candidates, name, draw, own_layers)) for draw in draws
+        ]
 
     def patterns(self) -> Tensor:
         """bool (sets, N) or (sets, L, N) over prompt positions."""
         vision = torch.stack([torch.zeros_like(self._patterns[0]), *self._patterns])
         places = self._inputs.layout.vision_positions()
-        made = torch.zeros(*vision.shape[:-1], self._inputs.layout.length, dtype=torch.bool)
-        made[..., places] = vision
-        return made
+        patterns = torch.zeros(*vision.shape[:-1], self._inputs.layout.length, dtype=torch.bool)
+        patterns[..., places] = vision
+        return patterns
 
     def _row(self, pattern: Tensor) -> int:
         key = pattern.numpy().tobytes()
@@ -312,7 +316,7 @@ class _Wanted:
 
 
 def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[int, ...], bool]:
-    """The answer's token ids without the one that ends it, and whether the model gave it."""
+    """The answer's token ids without the end token, and whether the model gave the answer."""
     handle, most = task.handle, task.settings.answer_tokens
     if sample.answer and task.settings.answers == "given":
         ids = answer_tokens(handle, sample.answer, most)
@@ -321,7 +325,7 @@ def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[in
         return ids, False
     short = GenerationSettings(max_new_tokens=most, layers=(0,), reduce_heads=True)
     trace = generate(handle, inputs, short, stop=task.stop)
-    if trace.finish == "stopped":
+    if trace.finish_reason == "stopped":
         raise _Interrupted
     ends = end_tokens(handle)
     ids = tuple(token.id for token in trace.tokens if token.id not in ends)
@@ -331,7 +335,7 @@ def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[in
 
 
 def _orders(sample: Sample, tokens: int, settings: ValidateSettings) -> Tensor:
-    """int64 (draws, V): random orders of the vision tokens, by seed and sample alone."""
+    """int64 (draws, V): random orders of the vision tokens; depend only on seed and sample."""
     mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
     generator = torch.Generator().manual_seed(mixed)
     return torch.stack(
@@ -340,13 +344,13 @@ def _orders(sample: Sample, tokens: int, settings: ValidateSettings) -> Tensor:
 
 
 def _attention_of_flagged(reading: Reading, tau: float) -> Tensor:
-    """float64 (L,): share of the image's attention that flagged tokens hold."""
+    """float64 (L,): share of the image's attention that flagged tokens receive."""
     return (reading.attention.double() * (reading.phi > tau)).sum(1)
 
 
 def _random_lift(reading: Reading, pattern: Tensor) -> float | None:
-    """Lift of as many tokens a layer, picked by random dimensions; mean over draws."""
-    picked = [evidence.as_many_by_score(score, pattern) for score in reading.random_phi]
+    """Lift of as many tokens in each layer, chosen by random dimensions; mean over draws."""
+    picked = [evidence.top_by_score(score, pattern) for score in reading.random_phi]
     lifts = [lift for one in picked if (lift := evidence.lift(reading, one)) is not None]
     return sum(lifts) / len(lifts) if lifts else None
 

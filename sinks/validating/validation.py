@@ -1,4 +1,4 @@
-"""What a validation found: frozen dataclasses, and their file.
+"""The result of a validation: frozen dataclasses, and their file.
 
 docs/method.md, "Validating a profile", has every definition. `sinks.validating.validate` makes a
 `Validation`, `sinks.validating.verdict` puts it into words.
@@ -14,8 +14,8 @@ from typing import Literal
 
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.outside import made_of, read_json
 from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.untrusted import dataclass_from, read_json
 from sinkscope.utils import write_atomically
 
 FORMAT, VERSION = "sinkscope-validation", 1
@@ -39,7 +39,7 @@ class Estimate:
     Attributes:
         value: the mean.
         low, high: percentile interval at the settings' confidence.
-        samples: how many it is a mean over.
+        samples: number of samples.
     """
 
     value: float
@@ -56,16 +56,16 @@ class LayerAgreement:
     """Flagged tokens against high-attention tokens in one layer, all samples together.
 
     `high` tokens have at least `min_ratio` times the median of their image; `top` ones are those
-    among them that finding would have taken for sinks (`top_percent`). Tokens between the two are
-    held against nobody.
+    among them that finding would have taken for sinks (`top_percent`). Tokens that are high but not
+    top count neither as errors of precision nor of recall.
 
     Attributes:
-        layer: index in the model; counts are of its input's residual stream and its attention.
-        tokens: vision tokens looked at.
-        flagged, high, top: how many of them are.
-        flagged_high, flagged_top: how many are both.
-        attention: share of the image's attention that flagged tokens hold, mean over samples, 0
-            to 1.
+        layer: index in the model; the residual stream at its input and its attention are compared.
+        tokens: number of vision tokens.
+        flagged, high, top: number of these tokens.
+        flagged_high, flagged_top: number of tokens that are both.
+        attention: share of the image's attention that flagged tokens receive, mean over samples,
+            0 to 1.
     """
 
     layer: int
@@ -83,14 +83,14 @@ class LayerAgreement:
 
     @property
     def precision(self) -> float:
-        """Share of the flagged tokens that are high; where none is flagged: 1 if none is top
-        either, else 0."""
+        """Share of the flagged tokens that are high. If none is flagged: 1 if none is top either,
+        otherwise 0."""
         return self.flagged_high / self.flagged if self.flagged else float(not self.top)
 
     @property
     def recall(self) -> float:
-        """Share of the top tokens that are flagged; where none is top: 1 if none is flagged
-        either, else 0."""
+        """Share of the top tokens that are flagged. If none is top: 1 if none is flagged either,
+        otherwise 0."""
         return self.flagged_top / self.top if self.top else float(not self.flagged)
 
 
@@ -99,11 +99,11 @@ class Agreement:
     """All layers together.
 
     Attributes:
-        micro_precision, micro_recall: of the layers' counts, summed.
+        micro_precision, micro_recall: from the summed counts of the layers.
         macro_precision, macro_recall: mean over ALL layers, also those in which nothing is flagged.
         lift: attention of a flagged token in multiples of the average vision token's, in the layers
-            where any is flagged; None where none is.
-        random_lift: the same for the tokens that random dimensions pick.
+            where any is flagged; None if there are none.
+        random_lift: the same for the tokens chosen by random dimensions.
     """
 
     micro_precision: float
@@ -116,15 +116,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class HiddenSet:
-    """What hiding one set of vision tokens does to the answer.
+    """The effect of hiding one set of vision tokens on the answer.
 
     Attributes:
         name: `sinks`: the flagged ones; `random`: as many others; `random_dims`: as many, those
             with the highest score under random dimensions; `attended`: as many, the most attended
             among the others; `image`: all vision tokens.
-        change: of the answer's log-probability, nats an answer token; negative: less probable.
-        tokens: how many are hidden, mean over samples.
-        attention: share of the image's attention that the set holds, mean over the settings'
+        change: change of the answer's log-probability, nats per answer token; negative: less
+            probable.
+        tokens: number of hidden tokens, mean over samples.
+        attention: share of the image's attention that the set receives, mean over the settings'
             `layers` and samples.
         overlap: share of the set that is flagged, mean over samples.
     """
@@ -138,18 +139,18 @@ class HiddenSet:
 
 @dataclass(frozen=True)
 class SampleEvidence:
-    """One sample: what its row in a table shows.
+    """One sample: the content of its row in a table.
 
     Attributes:
-        id: the sample's.
-        tokens, hidden: vision tokens, and how many of them were hidden as sinks.
-        answer: its text; `own` is true where the model gave it.
-        own: see there.
-        log_probability: of the answer with nothing hidden, nats a token.
-        changes: set name -> change in nats a token; `sinks` alone and `image` where no control of
-            the same size exists, `image` alone where nothing is flagged.
-        question, where, system, history: what was asked, and where it stands, as in
-            `sinks.samples.Sample`; empty in files of before these were kept.
+        id: the sample's id.
+        tokens, hidden: number of vision tokens, and how many of them were hidden as sinks.
+        answer: text of the answer.
+        own: true if the model gave the answer.
+        log_probability: of the answer with nothing hidden, nats per token.
+        changes: set name -> change in nats per token; only `sinks` and `image` if no control of
+            the same size exists, only `image` if nothing is flagged.
+        question, where, system, history: what was asked, and where it comes from, as in
+            `sinks.samples.Sample`; empty in files written before these were stored.
     """
 
     id: str
@@ -171,13 +172,13 @@ class SweepPoint:
 
     Attributes:
         tau: the threshold.
-        flagged: share of the vision tokens flagged, mean over `layers`; `most` in its worst layer.
-        most: see there.
+        flagged: share of the vision tokens flagged, mean over `layers`.
+        most: the same in the layer where it is largest.
         precision, recall: micro, over all layers.
-        hidden: share of the vision tokens that hiding took, mean over the sweep's samples.
-        sinks, random: mean change when they are hidden, nats a token; None where no sample has any.
-        samples: how many these two are means over.
-        selected: share of the (head, query row) pairs behind the image that VAR would change, with
+        hidden: share of the vision tokens that were hidden, mean over the sweep's samples.
+        sinks, random: mean change when they are hidden, nats per token; None if no sample has any.
+        samples: number of samples that these two are means over.
+        selected: share of the (head, query row) pairs after the image that VAR would change, with
             its default settings, mean over the layers in which it acts.
     """
 
@@ -210,25 +211,25 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Validation:
-    """What validating a profile found.
+    """The result of validating a profile.
 
     Attributes:
         profile: the profile.
-        model: what it was validated on.
-        settings: with what.
-        samples: one entry a sample used, sorted by id.
+        model: the model it was validated on.
+        settings: the settings.
+        samples: one entry for each used sample, sorted by id.
         skipped: (id, reason) of those that could not be used.
-        wanted: how many were asked for.
-        layers: one entry a layer of the model.
+        wanted: the requested number of samples.
+        layers: one entry for each layer of the model.
         agreement: all layers together.
-        hidden: one entry a set, in the order of `SetName`; empty where nothing is flagged.
-        contrasts: change when sinks are hidden minus change when the named set is, paired by
-            sample: `random`, `random_dims`, `attended`.
-        sweep: rising in tau.
-        verdict: in words.
+        hidden: one entry for each set, in the order of `SetName`; empty if nothing is flagged.
+        contrasts: change when sinks are hidden minus change when the named set is hidden, paired
+            by sample: `random`, `random_dims`, `attended`.
+        sweep: in rising order of tau.
+        verdict: the result in words.
         warnings: what a reader of the result should know.
-        held_out: false where finding had used some of the samples.
-        seconds: how long it took.
+        held_out: false if finding had used some of the samples.
+        seconds: duration of the run.
     """
 
     profile: SinkProfile
@@ -248,7 +249,7 @@ class Validation:
     seconds: float
 
     def save(self, path: Path) -> None:
-        """Write it as JSON; a kill in the middle leaves the old file whole.
+        """Write it as JSON; if the process is killed meanwhile, the old file stays intact.
 
         Raises:
             OSError: the folder is missing or not writable, or the disk is full.
@@ -259,14 +260,14 @@ class Validation:
 
     @staticmethod
     def open(path: Path) -> Validation:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ValueError: the file cannot be read, or is no validation.
+            ValueError: the file cannot be read, or is not a validation.
         """
         values = read_json(path, "The validation")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path.name} is no validation of a sink profile.")
+            raise ValueError(f"{path.name} is not a validation of a sink profile.")
         if values.get("version") != VERSION:
             raise ValueError(
                 f"The validation {path.name} has version {values.get('version')!r}; "
@@ -274,6 +275,6 @@ class Validation:
             )
         try:
             about = ("format", "version")
-            return made_of(Validation, {k: v for k, v in values.items() if k not in about})
+            return dataclass_from(Validation, {k: v for k, v in values.items() if k not in about})
         except ValueError as error:
             raise ValueError(f"The validation {path.name} is damaged: {error}.") from error

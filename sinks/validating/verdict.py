@@ -1,8 +1,8 @@
-"""The result of a validation in words: which of eight words, why, and by which thresholds.
+"""The result of a validation in words: one of eight words, the reason, and the thresholds.
 
-A profile marks sinks when its tokens draw attention AND mean little. The first is seen in the
-attention, by which the dimensions may have been picked; the second is not, so it weighs more. What
-cannot be told from the samples is said to be so, never taken for a yes.
+A profile marks sinks if its tokens attract attention AND carry little information. The first is
+measured by attention, by which the dimensions may have been chosen; the second is not, so it weighs
+more. If the samples are not conclusive, the verdict says so and is never positive.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.sinks.validating.validation import Estimate, Validation, Verdict, Word
 from sinkscope.utils import number_of
 
-FEW = 0.5  # precision or recall below it is worth a warning
+FEW = 0.5  # precision or recall below this gives a warning
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the verdict rests on.
+    """The values that the verdict is based on.
 
     Attributes:
-        samples: samples read; `paired` of them have flagged tokens and as many others to compare.
-        paired: see there.
+        samples: number of samples read.
+        paired: number of samples with flagged tokens and as many others to compare.
         flagged: share of the vision tokens flagged, mean over the settings' layers and samples.
-        lift: as `Agreement.lift`.
+        lift: see `Agreement.lift`.
         changes: set name -> change of the answer's log-probability when it is hidden.
-        contrasts: as `Validation.contrasts`.
+        contrasts: see `Validation.contrasts`.
     """
 
     samples: int
@@ -38,9 +38,9 @@ class Evidence:
     contrasts: Mapping[str, Estimate]
 
 
-def judge(found: Evidence, settings: ValidateSettings) -> Verdict:
-    """Put a validation's figures into words."""
-    word, text = _judge(found, settings)
+def judge(evidence: Evidence, settings: ValidateSettings) -> Verdict:
+    """Put the values of a validation into words."""
+    word, text = _judge(evidence, settings)
     return Verdict(word, text, thresholds(settings))
 
 
@@ -52,85 +52,89 @@ def thresholds(settings: ValidateSettings) -> tuple[str, ...]:
         f"max_flagged = {settings.max_flagged:.0%} of the vision tokens, mean over layers",
         f"min_lift = {settings.min_lift:g}: the {level} of the flagged tokens' attention, in "
         "multiples of the average vision token's, lies above it",
-        f"margin = {settings.margin:g} nats an answer token: the {level} of the change when sinks "
+        f"margin = {settings.margin:g} nats per answer token: the {level} of the change when sinks "
         f"are hidden, alone and against random tokens, lies above -{settings.margin:g}; hiding the "
         f"whole image must change more than that",
     )
 
 
-def _judge(found: Evidence, settings: ValidateSettings) -> tuple[Word, str]:
-    if found.samples < settings.min_samples:
+def _judge(evidence: Evidence, settings: ValidateSettings) -> tuple[Word, str]:
+    if evidence.samples < settings.min_samples:
         return "too few samples", (
-            f"{_samples(found.samples)} could be used; with fewer than {settings.min_samples} "
+            f"{_samples(evidence.samples)} could be used; with fewer than {settings.min_samples} "
             "nothing can be said for or against the profile."
         )
-    if found.flagged == 0 or found.lift is None:
+    if evidence.flagged == 0 or evidence.lift is None:
         return "flags nothing", (
-            f"No vision token of {_samples(found.samples)} has a score above tau, so VAR would do "
+            f"No vision token of {_samples(evidence.samples)} has a score above tau, so VAR "
+            "would do "
             "nothing with this profile: tau is too high, or the dimensions are not this model's."
         )
-    if found.flagged > settings.max_flagged:
+    if evidence.flagged > settings.max_flagged:
         return "flags too much", (
-            f"{found.flagged:.0%} of the vision tokens are flagged (at most "
+            f"{evidence.flagged:.0%} of the vision tokens are flagged (at most "
             f"{settings.max_flagged:.0%} make sense): tau is too low, or the dimensions are large "
             "on ordinary tokens."
         )
-    if found.paired < settings.min_samples:
+    if evidence.paired < settings.min_samples:
         return "too few samples", (
-            f"{found.paired} of {_samples(found.samples)} have flagged tokens and as many others "
+            f"{evidence.paired} of {_samples(evidence.samples)} have flagged tokens and as "
+            "many others "
             f"to compare them with; with fewer than {settings.min_samples} nothing can be said "
             "for or against the profile."
         )
-    lift = f"{found.lift.value:.1f} times [{found.lift.low:.1f}, {found.lift.high:.1f}]"
+    lift = f"{evidence.lift.value:.1f} times [{evidence.lift.low:.1f}, {evidence.lift.high:.1f}]"
     drawn = f"A flagged token draws {lift} the attention of the average vision token"
-    own, beside = found.changes["sinks"], found.contrasts["random"]
-    hidden = f"hiding them changes the answer by {own} nats a token, {beside} against random tokens"
-    if found.lift.high < settings.min_lift:
-        return "not sinks", f"{drawn}: these tokens do not hoard attention; {hidden}."
-    if found.lift.low <= settings.min_lift:
+    sinks, beside = evidence.changes["sinks"], evidence.contrasts["random"]
+    hidden = (
+        f"hiding them changes the answer by {sinks} nats per token, {beside} against random tokens"
+    )
+    if evidence.lift.high < settings.min_lift:
+        return "not sinks", f"{drawn}: these tokens do not collect attention; {hidden}."
+    if evidence.lift.low <= settings.min_lift:
         return "undecided", (
-            f"{drawn}: whether that is more than {settings.min_lift:g} times remains open on so "
-            f"many samples; {hidden}."
+            f"{drawn}: with so many samples it remains open whether this is more than "
+            f"{settings.min_lift:g} times; {hidden}."
         )
-    return _by_masking(found, settings, drawn, hidden)
+    return _by_masking(evidence, settings, drawn, hidden)
 
 
 def _by_masking(
-    found: Evidence, settings: ValidateSettings, drawn: str, hidden: str
+    evidence: Evidence, settings: ValidateSettings, drawn: str, hidden: str
 ) -> tuple[Word, str]:
-    """The verdict on tokens that do hoard attention."""
-    own, beside = found.changes["sinks"], found.contrasts["random"]
-    image, margin = found.changes["image"], settings.margin
+    """The verdict for tokens that do attract attention."""
+    sinks, beside = evidence.changes["sinks"], evidence.contrasts["random"]
+    image, margin = evidence.changes["image"], settings.margin
     if beside.high < -margin:
         return "contradicted", (
             f"{drawn}, but {hidden}: the answers need these tokens more than others. They carry "
-            "meaning, or the model leans on the attention they take (hiding gives it to others); "
-            "either way they are not shown to be spare."
+            "meaning, or the model relies on the attention they take (hiding gives it to others); "
+            "in either case they are not shown to be dispensable."
         )
     if image.high >= -margin:
         return "attention only", (
-            f"{drawn}, but hiding the whole image changes the answer by {image} nats a token: on "
+            f"{drawn}, but hiding the whole image changes the answer by {image} nats per token: on "
             "these samples the answers do not show what a vision token means."
         )
     if beside.low <= -margin:
         return "undecided", (
-            f"{drawn}; {hidden}: whether the answers need them more than random tokens remains "
-            "open on so many samples."
+            f"{drawn}; {hidden}: with so many samples it remains open whether the answers need "
+            "them more than random tokens."
         )
-    if own.high < -margin and beside.low <= 0:
+    if sinks.high < -margin and beside.low <= 0:
         return "attention only", (
             f"{drawn}; {hidden}: the answers need them no more than random tokens, but hardly "
             "less, and more than a token without meaning."
         )
-    if own.low <= -margin and beside.low <= 0:
+    if sinks.low <= -margin and beside.low <= 0:
         return "undecided", (
-            f"{drawn}; {hidden}: no more than random tokens, but whether the answers need them at "
-            "all remains open on so many samples."
+            f"{drawn}; {hidden}: no more than random tokens, but with so many samples it remains "
+            "open whether the answers need them at all."
         )
-    missed = "hardly need them" if own.low > -margin else "need them less than random tokens"
+    missed = "hardly need them" if sinks.low > -margin else "need them less than random tokens"
     return "confirmed", (
         f"{drawn}, and {hidden}, while hiding the whole image changes it by {image.value:+.3f}: "
-        f"they hoard attention and the answers {missed}."
+        f"they collect attention and the answers {missed}."
     )
 
 
@@ -139,17 +143,17 @@ def _samples(count: int) -> str:
 
 
 def warnings_of(
-    made: Validation, layers: Sequence[int], found_on_them: int, known: bool
+    validation: Validation, layers: Sequence[int], found_on_them: int, known: bool
 ) -> Validation:
-    """The same validation with what a reader of it should know besides its verdict.
+    """The same validation with warnings that a reader should know besides its verdict.
 
     Args:
-        made: without warnings.
+        validation: without warnings.
         layers: layers whose flags count.
-        found_on_them: how many samples finding had used.
+        found_on_them: number of samples that finding had used.
         known: whether it is known which samples finding used.
     """
-    settings, agreed, notes = made.settings, made.agreement, []
+    settings, agreed, notes = validation.settings, validation.agreement, []
     if found_on_them:
         notes.append(
             f"{found_on_them} of the samples {'was' if found_on_them == 1 else 'were'} used in "
@@ -160,15 +164,20 @@ def warnings_of(
             "It is not known on which samples the profile was found; if these are among them, this "
             "is no evidence for it."
         )
-    if len(made.samples) < made.wanted:
-        notes.append(f"{_samples(len(made.samples))} could be used; {made.wanted} were asked for.")
-    if made.skipped:
-        first = "; ".join(reason for _, reason in made.skipped[:3])
-        more = f"; and {len(made.skipped) - 3} more" if len(made.skipped) > 3 else ""
-        verb = "was" if len(made.skipped) == 1 else "were"
-        notes.append(f"{_samples(len(made.skipped))} {verb} skipped: {first}{more}")
+    if len(validation.samples) < validation.wanted:
+        notes.append(
+            f"{_samples(len(validation.samples))} could be used; {validation.wanted} were "
+            "asked for."
+        )
+    if validation.skipped:
+        first = "; ".join(reason for _, reason in validation.skipped[:3])
+        more = f"; and {len(validation.skipped) - 3} more" if len(validation.skipped) > 3 else ""
+        verb = "was" if len(validation.skipped) == 1 else "were"
+        notes.append(f"{_samples(len(validation.skipped))} {verb} skipped: {first}{more}")
     crowded = [
-        made.layers[i] for i in layers if made.layers[i].flagged_share > settings.max_flagged
+        validation.layers[i]
+        for i in layers
+        if validation.layers[i].flagged_share > settings.max_flagged
     ]
     if crowded:
         worst = max(crowded, key=lambda layer: layer.flagged_share)
@@ -180,12 +189,13 @@ def warnings_of(
         if agreed.micro_precision < FEW:
             notes.append(
                 f"Only {agreed.micro_precision:.0%} of the flagged tokens get high attention in "
-                f"their layer, all layers counted{_range(made, 'precision')}."
+                f"their layer, all layers counted{_range(validation, 'precision')}."
             )
         if agreed.micro_recall < FEW:
             notes.append(
                 f"Only {agreed.micro_recall:.0%} of the tokens with the most attention are flagged,"
-                f" all layers counted{_range(made, 'recall')}: the others are sinks that these "
+                f" all layers counted{_range(validation, 'recall')}: the others are sinks "
+                "that these "
                 "dimensions miss, or the model looks at them for what they show."
             )
         if agreed.random_lift is not None and agreed.random_lift.high >= agreed.lift.low:
@@ -193,25 +203,25 @@ def warnings_of(
                 "Random dimensions pick tokens of about as much attention "
                 f"({agreed.random_lift.value:.1f} times the average)."
             )
-    others = [one for one in made.hidden if one.name in ("random", "random_dims", "attended")]
+    others = [one for one in validation.hidden if one.name in ("random", "random_dims", "attended")]
     if others and all(one.change.high >= -settings.margin for one in others):
         notes.append(
             "Hiding as many other tokens is not shown to change the answers either, so on these "
             "samples hiding tells sinks from other tokens by little."
         )
-    short = sum("random" not in s.changes and s.hidden > 0 for s in made.samples)
+    short = sum("random" not in s.changes and s.hidden > 0 for s in validation.samples)
     if short:
         notes.append(
             f"In {_samples(short)} more than half of the vision tokens are flagged, so there are "
             "not as many others to compare with."
         )
-    return replace(made, warnings=tuple(notes))
+    return replace(validation, warnings=tuple(notes))
 
 
-def _range(made: Validation, name: str) -> str:
+def _range(validation: Validation, name: str) -> str:
     """The worst and the best layer in which something is flagged, in brackets."""
-    found = [(getattr(one, name), one.layer) for one in made.layers if one.flagged]
-    if len(found) < 2:
+    values = [(getattr(one, name), one.layer) for one in validation.layers if one.flagged]
+    if len(values) < 2:
         return ""
-    (low, first), (high, second) = min(found), max(found)
+    (low, first), (high, second) = min(values), max(values)
     return f" (from {low:.0%} in layer {first} to {high:.0%} in layer {second})"

@@ -1,5 +1,5 @@
-"""The benchmark of capture, on a shape that takes no time: what it prints, and that it is quick to
-say so."""
+"""The benchmark of capture, on a shape small enough to run quickly: what it prints, and that it
+refuses quickly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sinkscope.benchmarks.__main__ import app
 from sinkscope.benchmarks.floor import weight_bytes
 from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 from sinkscope.benchmarks.timing import Timing, noise, ratio, slope
-from sinkscope.benchmarks.ways import WAYS
+from sinkscope.benchmarks.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def test_all_ways_give_the_same_answer_and_mark_every_token() -> None:
     handle = build_handle("tiny", "cpu", torch.float32)
     inputs = build_prompt(handle, 120)
     answers = {}
-    for name, way in WAYS.items():
+    for name, way in VARIANTS.items():
         marks: list[None] = []
         answers[name] = way(handle, inputs, 5, lambda marks=marks: marks.append(None))  # type: ignore[misc]
         assert len(marks) == 5

@@ -1,4 +1,4 @@
-"""`benchmarks evaluation` asks the same questions by every way."""
+"""`benchmarks evaluation` asks the same questions in every way."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(work, "work", noted)
     result = evaluation.measure("demo", "cpu", "float32", 2, repeats=1, threads=1)
-    assert set(result["ways"]) == set(evaluation.WAYS)
+    assert set(result["ways"]) == set(evaluation.VARIANTS)
     assert result["ways"]["default"]["ratio"] == 1
     assert all(way["ratio"] > 0 for way in result["ways"].values())
     assert ("default",) in asked and ("default", "var") in asked and ("var",) in asked
     said = evaluation.table(result)
-    assert all(words in said for words in evaluation.WAYS.values())
+    assert all(words in said for words in evaluation.VARIANTS.values())
     assert "Target, pair / default alone <= 1.3" in said

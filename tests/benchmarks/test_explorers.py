@@ -1,4 +1,4 @@
-"""`benchmarks explorers` measures what it says; how long it took is no test's matter."""
+"""`benchmarks explorers` measures what it reports; the times themselves are not tested."""
 
 from __future__ import annotations
 

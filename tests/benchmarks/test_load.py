@@ -1,4 +1,4 @@
-"""`benchmarks load`: a short one against the real app, and that each of its checks can fail."""
+"""`benchmarks load`: a short run against the real app, and that each of its checks can fail."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from sinkscope.benchmarks import load, load_course
+from sinkscope.benchmarks import load, load_run
 from sinkscope.benchmarks.load_checks import checks, table
-from sinkscope.benchmarks.load_course import Course, LoadSettings, Server, spread
-from sinkscope.benchmarks.load_process import family, held, processor_seconds
-from sinkscope.benchmarks.load_wire import (
+from sinkscope.benchmarks.load_process import family, processor_seconds, resources_of
+from sinkscope.benchmarks.load_protocol import (
     FailedError,
     RefusedError,
     StoppedError,
     _look,
     _plain,
 )
+from sinkscope.benchmarks.load_run import LoadRun, LoadSettings, Server, spread
 from tests.loops import elsewhere, finished
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -51,7 +51,7 @@ GOOD: dict[str, Any] = {
     "states": {"warm": STATE, "end": STATE},
     "broken": "",
 }
-# What goes wrong, as a change of the good result, and the one check that says so.
+# For each check: a change of the good result that makes exactly this check fail.
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("app", {"broken": "RuntimeError: the app has ended"}),
     ("errors", {"errors": {"a job: Something went wrong": 1}}),
@@ -104,7 +104,7 @@ def test_what_grew_is_named() -> None:
 
 
 def test_whose_jobs_end_when() -> None:
-    """From a made-up app: one session's job goes on for a while after its client has vanished."""
+    """With a fake app: one session's job continues for a while after its client has vanished."""
     said = [["a", "b"], ["a", "b"], ["b"], ["b"], []]
 
     class Scripted(Server):
@@ -117,17 +117,17 @@ def test_whose_jobs_end_when() -> None:
             self.at += 1
             return {"owners": said[self.at - 1]}
 
-    course = Course(LoadSettings(), noting=True)
+    course = LoadRun(LoadSettings(), noting=True)
     with pytest.raises(RuntimeError, match="has ended"):
         finished(course._look(Scripted()))
     begun = course.looks[0][0]
     course.main.vanished = {"a": begun, "b": begun, "never ran": begun}
     never, a, b = course.found()["vanished"]
     assert never == 0
-    assert 2 * load_course.LOOK_SECONDS <= a < b
-    assert b >= 4 * load_course.LOOK_SECONDS
+    assert 2 * load_run.LOOK_SECONDS <= a < b
+    assert b >= 4 * load_run.LOOK_SECONDS
     assert course.found()["job_ran"] == 0.8
-    course.owners = {"b"}  # it would still be there
+    course.owners = {"b"}  # the owner would still have a job
     assert course.found()["vanished"][-1] > b
 
 
@@ -164,7 +164,7 @@ def test_what_a_process_holds() -> None:
     try:
         while len(family(process.pid)) < 2:
             assert process.poll() is None
-        own = held(process.pid)
+        own = resources_of(process.pid)
         assert own["processes"] == 2
         assert own["rss"] > 5_000_000
         assert own["threads"] >= 2
@@ -174,7 +174,7 @@ def test_what_a_process_holds() -> None:
         for pid in reversed(family(process.pid)):
             os.kill(pid, 9)
         process.wait()
-    assert held(process.pid)["processes"] == 0
+    assert resources_of(process.pid)["processes"] == 0
     assert processor_seconds(os.getpid()) > 0
 
 
@@ -183,8 +183,8 @@ def test_what_a_process_holds() -> None:
 
 @pytest.mark.slow
 def test_a_few_clients_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is asked and answered; what it took is no test's matter."""
-    monkeypatch.setattr(load_course, "PATIENCE_SECONDS", 20.0)
+    """Everything is asked and answered; the times are not tested."""
+    monkeypatch.setattr(load_run, "PATIENCE_SECONDS", 20.0)
     wanted = LoadSettings(0.08, 0.04, clients=5, rate=10, tokens=8, settle_seconds=1)
     result = elsewhere(load.measure, wanted)
     met = {one["name"]: one for one in result["checks"]}
@@ -197,7 +197,7 @@ def test_a_few_clients_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_app_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a result all the same."""
+    """There is still a result."""
 
     @contextmanager
     def served(wanted: LoadSettings, log: Any) -> Iterator[Server]:
@@ -219,6 +219,6 @@ def test_an_app_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_app_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_course.sys, "executable", "/bin/false")
+    monkeypatch.setattr(load_run.sys, "executable", "/bin/false")
     result = elsewhere(load.measure, LoadSettings(0.01, 0.01))
     assert result["broken"] == "RuntimeError: the app did not start, 3 times"

@@ -1,4 +1,4 @@
-"""`benchmarks methods` measures what it says, and says where a method takes too long."""
+"""`benchmarks methods` measures what it reports, and reports methods that take too long."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ def result() -> dict[str, Any]:
         "methods": {"chefer": one, "relative": {"why_not": "no generic prompt"}},
         "peaks": {"forward": 10 << 20, "rollout": 5 << 20, "chefer": 29 << 20},
     }
-    return {**made, "held": methods.held(made)}
+    return {**made, "held": methods.within_limits(made)}
 
 
 def test_what_is_held_and_what_is_not() -> None:
     good = result()
     assert good["held"]
     text = methods.table(good)
-    assert "0.50 (0.25)" in text and "2.90 x forward" in text and "All kept to: yes." in text
+    assert (
+        "0.50 (0.25)" in text
+        and "2.90 x forward" in text
+        and "All within their limits: yes." in text
+    )
     assert "not possible: no generic prompt" in text
     for change in (
         lambda bad: bad["methods"]["chefer"]["token"].update(processor=2.1),
@@ -44,7 +48,7 @@ def test_what_is_held_and_what_is_not() -> None:
         bad["methods"]["chefer"]["token"] = dict(bad["methods"]["chefer"]["token"])
         bad["methods"]["chefer"]["answer"] = dict(bad["methods"]["chefer"]["answer"])
         change(bad)
-        assert not methods.held(bad)
+        assert not methods.within_limits(bad)
 
 
 def test_seconds_are_of_the_call() -> None:

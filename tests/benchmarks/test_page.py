@@ -1,4 +1,4 @@
-"""`benchmarks page` measures what it says, on small sizes; how long it took is no test's matter."""
+"""`benchmarks page` measures what it reports, with small sizes; the times are not tested."""
 
 from __future__ import annotations
 

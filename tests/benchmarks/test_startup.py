@@ -1,4 +1,4 @@
-"""`benchmarks startup` runs what it says and counts the process's own time."""
+"""`benchmarks startup` runs the commands that it names and counts the process's own time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def test_one_process() -> None:
     processor, clock = startup._run((sys.executable, "-c", busy), 0)
     assert 0.2 <= processor < 5 and clock > 0.2
     idle, clock = startup._run((sys.executable, "-c", "import time; time.sleep(0.5)"), 0)
-    assert idle < 0.4 < clock  # of this process alone, and not of the one before
-    with pytest.raises(OSError, match=r"ended with 3 and said: no reason"):
+    assert idle < 0.4 < clock  # only of this process, not of the previous one
+    with pytest.raises(OSError, match=r"ended with 3: no reason"):
         startup._run(
             (sys.executable, "-c", "import sys; print('no reason', file=sys.stderr); sys.exit(3)"),
             0,

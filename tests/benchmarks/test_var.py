@@ -15,10 +15,10 @@ def test_a_whole_run(tmp_path: Path) -> None:
     result = var.measure("tiny", "cpu", "auto", [128], tokens=3, repeats=1, threads=1)
     (row,) = result["rows"]
     assert result["dtype"] == "float32"
-    assert set(row["ways"]) == set(var.WAYS)
+    assert set(row["ways"]) == set(var.VARIANTS)
     assert row["ways"]["plain"]["total_ratio"] == 1
     assert all(way["total_ratio"] > 0 for way in row["ways"].values())
-    assert all(words in var.table(result) for words in var.WAYS.values())
+    assert all(words in var.table(result) for words in var.VARIANTS.values())
     var.plot(result, tmp_path / "var.png")
     assert (tmp_path / "var.png").stat().st_size > 5000
 

@@ -17,16 +17,16 @@ from sinkscope.capture.engine.recording import Recording, try_out
 def played(
     step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
 ) -> Recording:
-    """`record` without a GPU: tried out, put back, and then run anew each time."""
+    """`record` without a GPU: the step is tried out, restored, and then run again each time."""
     assert warm_ups == 1
     try_out(step, moving, device, 2)
-    again = weakref.ref(step)  # a graph does not hold what was recorded
+    again = weakref.ref(step)  # a graph does not reference what was recorded
     return Recording(lambda: again()(), 1000)  # type: ignore[misc]
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Recordings are played; how many were made."""
+    """Recordings are played on the CPU; counts the recordings."""
     made: list[int] = []
 
     def noted(step: Any, *about: Any) -> Recording:

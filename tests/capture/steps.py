@@ -1,4 +1,4 @@
-"""What the tests of decode steps share: a small model without an end token, settings, questions."""
+"""Shared by the tests of decode steps: a small model without an end token, settings, questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import GenerationTrace
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.engine.store import NAME, StepStore, let_go
+from sinkscope.capture.engine.store import NAME, StepStore, release_steps
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -29,7 +29,7 @@ def shared(tiny_folder: Path) -> ModelHandle:
 
 @pytest.fixture
 def handle(shared: ModelHandle) -> ModelHandle:
-    let_go(shared)
+    release_steps(shared)
     return shared
 
 

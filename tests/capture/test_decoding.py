@@ -1,4 +1,4 @@
-"""How tokens are chosen: nothing of a checkpoint's file unless it is asked for, then all of it."""
+"""How tokens are chosen: a checkpoint's file has no effect unless requested, then all of it has."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import WatermarkingConfig
 
 from sinkscope.attention_extractor import compare, generate, generate_stash
-from sinkscope.capture.decoding import read_knobs, shown_settings
-from sinkscope.capture.knobs import KNOBS, SAMPLING_DEFAULTS
-from sinkscope.capture.run import checkpoint_decoding, decide
+from sinkscope.capture.decoding import read_options, shown_settings
+from sinkscope.capture.generation_options import GENERATION_OPTIONS, SAMPLING_DEFAULTS
+from sinkscope.capture.run import checkpoint_decoding, decoding_for
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.attention import NAME
@@ -35,7 +35,7 @@ FOLLOWED = GenerationSettings(TOKENS, decoding="checkpoint", seed=7)
 VOCABULARY = 384  # of the tiny model
 EVERY = list(range(VOCABULARY))
 
-# Of each setting a value that acts, and what else must be set for that.
+# For each setting a value that has an effect, and the other settings that it needs.
 SAMPLING: dict[str, Any] = {"do_sample": True}
 ACTING: dict[str, tuple[Any, dict[str, Any]]] = {
     "do_sample": (True, {"temperature": 1.5}),
@@ -67,7 +67,7 @@ ACTING: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_time": (1e-9, {}),
     "stop_strings": (["e", "a", "i", "o", "n", "t", " "], {}),
 }
-NO_CHANGE = ("remove_invalid_values", "renormalize_logits")  # of a greedy answer
+NO_CHANGE = ("remove_invalid_values", "renormalize_logits")  # no effect on greedy answers
 OTHER_WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_beams": (3, {}),
     "num_return_sequences": (2, SAMPLING),
@@ -118,14 +118,16 @@ WITHOUT_EFFECT: dict[str, Any] = {
 
 
 def test_every_setting_of_the_installed_transformers_is_classified() -> None:
-    unknown = set(vars(GenerationConfig())) - set(KNOBS)
-    assert not unknown, f"new in this transformers; give each its line in capture.knobs: {unknown}"
+    unknown = set(vars(GenerationConfig())) - set(GENERATION_OPTIONS)
+    assert not unknown, (
+        f"new in this transformers; give each its line in capture.generation_options: {unknown}"
+    )
 
 
 def test_every_kind_of_setting_is_tried_below() -> None:
     kinds = {
-        kind: {n for n, k in KNOBS.items() if k.kind == kind}
-        for kind in {k.kind for k in KNOBS.values()}
+        kind: {n for n, k in GENERATION_OPTIONS.items() if k.kind == kind}
+        for kind in {k.kind for k in GENERATION_OPTIONS.values()}
     }
     assert kinds["chooses"] | kinds["samples"] | kinds["ends"] == set(ACTING)
     assert kinds["other way"] == set(OTHER_WAYS)
@@ -135,7 +137,7 @@ def test_every_kind_of_setting_is_tried_below() -> None:
 def test_off_is_what_transformers_does_where_nothing_is_set() -> None:
     defaults = GenerationConfig._get_default_generation_params()
     for name, value in defaults.items():
-        knob = KNOBS[name]
+        knob = GENERATION_OPTIONS[name]
         if name in SAMPLING_DEFAULTS:
             assert SAMPLING_DEFAULTS[name] == value
         elif name != "max_length" and knob.kind != "unused":
@@ -144,10 +146,10 @@ def test_off_is_what_transformers_does_where_nothing_is_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, knob in KNOBS.items() if knob.kind not in ("token", "record")]
+    "name", [n for n, knob in GENERATION_OPTIONS.items() if knob.kind not in ("token", "record")]
 )
 def test_what_is_off_does_not_act(name: str) -> None:
-    knob = KNOBS[name]
+    knob = GENERATION_OPTIONS[name]
     assert not knob.active(knob.off) and not knob.active(None)
 
 
@@ -163,11 +165,11 @@ def test_the_published_file_in_words() -> None:
         "repetition_penalty": 1.05,
         "temperature": 0.000001,
     }
-    found = read_knobs(own, 151936)
+    found = read_options(own, 151936)
     assert found.values == {
         "do_sample": True,
         "temperature": 1e-6,
-        "top_k": 50,  # transformers' own, where a file that samples does not say
+        "top_k": 50,  # transformers' default, if a file that samples does not set it
         "repetition_penalty": 1.05,
     }
     assert found.words == "sampling (temperature 1e-06, top k 50), repetition penalty 1.05"
@@ -175,20 +177,20 @@ def test_the_published_file_in_words() -> None:
 
 
 def test_sampling_settings_of_a_greedy_file_do_nothing() -> None:
-    found = read_knobs({"do_sample": False, "temperature": 0.7, "top_k": 20, "min_p": 0.1}, 100)
+    found = read_options({"do_sample": False, "temperature": 0.7, "top_k": 20, "min_p": 0.1}, 100)
     assert (found.values, found.words) == ({}, "greedy decoding")
-    assert read_knobs({}, 100).values == {}
-    assert not read_knobs({"penalty_alpha": 0.6, **SAMPLING}, 100).refusals  # unused in sampling
+    assert read_options({}, 100).values == {}
+    assert not read_options({"penalty_alpha": 0.6, **SAMPLING}, 100).refusals  # unused in sampling
 
 
 @pytest.mark.parametrize("name", list(ACTING))
 def test_values_are_plain_and_in_the_number_type_that_transformers_demands(name: str) -> None:
     value, rest = ACTING[name]
-    found = read_knobs({**rest, name: value, "eos_token_id": 3}, VOCABULARY)
+    found = read_options({**rest, name: value, "eos_token_id": 3}, VOCABULARY)
     assert not found.refusals and name in found.values
     assert json.loads(json.dumps(found.values)) == dict(found.values)
     whole = int(value) if isinstance(value, float) and value >= 1 else value
-    again = read_knobs({**rest, name: whole, "eos_token_id": 3}, VOCABULARY).values[name]
+    again = read_options({**rest, name: whole, "eos_token_id": 3}, VOCABULARY).values[name]
     assert (again, type(again)) == (found.values[name], type(found.values[name]))
     label = name.removesuffix("_config").replace("_", " ")
     assert label in found.words or name == "do_sample"
@@ -201,18 +203,20 @@ WRONG: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n, knob in KNOBS.items() if knob.kind != "record"])
+@pytest.mark.parametrize(
+    "name", [n for n, knob in GENERATION_OPTIONS.items() if knob.kind != "record"]
+)
 def test_any_value_is_usable_or_named(name: str) -> None:
     for value in WRONG:
         for sampling in (True, False):
-            found = read_knobs({"do_sample": sampling, name: value}, VOCABULARY)
+            found = read_options({"do_sample": sampling, name: value}, VOCABULARY)
             json.dumps(found.values, allow_nan=False)
             assert "x" * 100 not in found.words and all(len(r) < 400 for r in found.refusals)
             assert all(refusal.startswith(name) for refusal in found.refusals)
 
 
 def test_a_word_of_the_file_is_never_in_the_words() -> None:
-    assert "<b>" not in read_knobs({"stop_strings": ["<b>", "x"]}, 100).words
+    assert "<b>" not in read_options({"stop_strings": ["<b>", "x"]}, 100).words
 
 
 # --- runs of the tiny model -----------------------------------------------------------------------
@@ -220,7 +224,7 @@ def test_a_word_of_the_file_is_never_in_the_words() -> None:
 
 @pytest.fixture(scope="module")
 def handle(tiny_folder: Path) -> ModelHandle:
-    """Without a token that ends an answer: what a random model says is as long as asked for."""
+    """No token ends an answer, so the random model's answers have exactly the requested length."""
     made = load_model(str(tiny_folder), device="cpu", dtype="float32")
     made.model.generation_config.eos_token_id = None
     return made
@@ -233,7 +237,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 @pytest.fixture(scope="module")
 def answers(handle: ModelHandle, inputs: PromptInputs) -> dict[GenerationSettings, list[int]]:
-    """Token ids with nothing set in the checkpoint."""
+    """Token ids if the checkpoint sets nothing."""
     return {s: ids(generate(handle, inputs, s)) for s in (GREEDY, SAMPLED)}
 
 
@@ -281,7 +285,7 @@ def test_no_setting_of_a_checkpoint_changes_our_answer(
     value, rest = {**ACTING, **OTHER_WAYS}.get(name) or (WITHOUT_EFFECT[name], {})
     put(own, {**rest, name: value, "eos_token_id": None})
     trace = generate(handle, inputs, settings)
-    assert (ids(trace), trace.finish) == (answers[settings], "length")
+    assert (ids(trace), trace.finish_reason) == (answers[settings], "length")
 
 
 @pytest.mark.tiny
@@ -376,17 +380,19 @@ def test_a_value_that_transformers_cannot_use_is_refused_by_name(
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("name", [n for n, knob in KNOBS.items() if knob.kind != "record"])
+@pytest.mark.parametrize(
+    "name", [n for n, knob in GENERATION_OPTIONS.items() if knob.kind != "record"]
+)
 def test_no_value_ends_in_anything_but_an_answer_or_a_sentence(
     handle: ModelHandle, inputs: PromptInputs, own: GenerationConfig, name: str
 ) -> None:
     followed = GenerationSettings(2, decoding="checkpoint")
-    kind = KNOBS[name].kind
+    kind = GENERATION_OPTIONS[name].kind
     for value in WRONG:
         if kind == "token" or (kind in ("unused", "mechanics") and value != WRONG[0]):
-            continue  # checked when the file is read; never looked at
+            continue  # checked when the file is read; not used by the run
         put(own, {"do_sample": name != "penalty_alpha", "eos_token_id": 7, name: value})
-        decide(handle, GREEDY, inputs.layout.length)
+        decoding_for(handle, GREEDY, inputs.layout.length)
         try:
             trace = generate(handle, inputs, followed)
         except ValueError as error:
@@ -431,12 +437,14 @@ def test_max_time_ends_an_answer_and_says_so(
         time.sleep(0.11)
 
     trace = generate(handle, inputs, FOLLOWED, on_token=slow)
-    assert (trace.finish, len(trace.tokens)) == ("time", len(waited)) and 1 <= len(waited) <= 2
+    assert (trace.finish_reason, len(trace.tokens)) == ("time", len(waited)) and 1 <= len(
+        waited
+    ) <= 2
     assert trace.attention.shape[0] == len(waited)
-    assert generate(handle, inputs, GREEDY, on_token=slow).finish == "length"
+    assert generate(handle, inputs, GREEDY, on_token=slow).finish_reason == "length"
     stop = threading.Event()
     stop.set()
-    assert generate(handle, inputs, FOLLOWED, stop=stop).finish == "stopped"
+    assert generate(handle, inputs, FOLLOWED, stop=stop).finish_reason == "stopped"
 
 
 @pytest.mark.tiny
@@ -447,7 +455,7 @@ def test_a_stop_string_ends_an_answer_and_stays_in_it(
     at = next(i for i, token in enumerate(whole.tokens) if i > 2 and token.text.strip())
     own.stop_strings = whole.tokens[at].text
     trace = generate(handle, inputs, FOLLOWED)
-    assert trace.finish == "stop_string"
+    assert trace.finish_reason == "stop_string"
     assert trace.text.endswith(whole.tokens[at].text) and len(trace.tokens) <= at + 1
 
 
@@ -457,11 +465,11 @@ def test_the_lower_limit_holds_and_a_prompt_above_it_is_refused(
 ) -> None:
     own.max_new_tokens = 400
     trace = generate(handle, inputs, FOLLOWED)
-    assert (len(trace.tokens), trace.finish) == (TOKENS, "length")
+    assert (len(trace.tokens), trace.finish_reason) == (TOKENS, "length")
     put(own, {"max_new_tokens": None, "max_length": inputs.layout.length})
     length = inputs.layout.length
     with pytest.raises(
-        ValueError, match=f"max_length is {length}, but the prompt alone has {length}"
+        ValueError, match=f"max_length is {length}, but the prompt already has {length}"
     ):
         generate(handle, inputs, FOLLOWED)
 
@@ -470,8 +478,8 @@ def test_the_lower_limit_holds_and_a_prompt_above_it_is_refused(
 def test_each_answer_of_a_comparison_ends_for_its_own_reason(
     handle: ModelHandle, inputs: PromptInputs, own: GenerationConfig
 ) -> None:
-    """One row goes on without the other, with no token that ends answers."""
-    put(own, {"do_sample": True, "temperature": 3.0})  # the rows are drawn apart
+    """One row continues without the other, and no token ends answers."""
+    put(own, {"do_sample": True, "temperature": 3.0})  # the rows are drawn separately
     var = VARSettings(dims=(0,), tau=2.0)
     free = compare(handle, inputs, FOLLOWED, var)
     other = "".join(token.text for token in free.var.tokens)
@@ -479,7 +487,7 @@ def test_each_answer_of_a_comparison_ends_for_its_own_reason(
     at = next(i for i, w in enumerate(words) if i > 2 and w.isascii() and w.strip() not in other)
     own.stop_strings = [free.baseline.tokens[at].text]
     pair = compare(handle, inputs, FOLLOWED, var)
-    assert (pair.baseline.finish, pair.var.finish) == ("stop_string", "length")
+    assert (pair.baseline.finish_reason, pair.var.finish_reason) == ("stop_string", "length")
     assert pair.baseline.tokens == free.baseline.tokens[: len(pair.baseline.tokens)]
     assert words[at] in pair.baseline.tokens[-1].text  # it may end inside a token
     assert len(pair.baseline.tokens) <= at + 1 < TOKENS
@@ -501,7 +509,7 @@ def test_stop_ends_both_answers_with_the_same_token_whoever_presses_it(
         var = VARSettings(dims=(0,), tau=2.0)
         pair = compare(handle, inputs, GREEDY, var, on_token=told, stop=stop)
         assert [len(t.tokens) for t in (pair.baseline, pair.var)] == [1, 1]
-        assert pair.baseline.finish == pair.var.finish == "stopped"
+        assert pair.baseline.finish_reason == pair.var.finish_reason == "stopped"
 
 
 # --- what a trace says of it ----------------------------------------------------------------------
@@ -534,19 +542,19 @@ def test_probabilities_stay_the_models_own(
 ) -> None:
     own.repetition_penalty = 1.8
     trace = generate(handle, inputs, FOLLOWED)
-    config = decide(handle, FOLLOWED, inputs.layout.length).config
+    config = decoding_for(handle, FOLLOWED, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True)
     logits = handle.model.generate(**inputs.tensors, generation_config=config).logits
     for token, raw in zip(trace.tokens, logits, strict=True):
         assert token.probability == pytest.approx(float(raw.softmax(-1)[0, token.id]), rel=1e-4)
-    assert any(token.rank > 0 for token in trace.tokens)  # the penalty made it take another
+    assert any(token.rank > 0 for token in trace.tokens)  # the penalty changed the choice
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
 def loaded(folder: Path, source: Path, text: str | bytes | None, **config: Any) -> ModelHandle:
-    """A copy of the tiny checkpoint with another generation_config.json (None: without)."""
+    """A copy of the tiny checkpoint with another generation_config.json (None: without one)."""
     shutil.copytree(source, folder)
     file = folder / "generation_config.json"
     file.unlink()
@@ -582,7 +590,7 @@ def test_a_damaged_file_stops_no_load_and_cannot_be_followed(
 def test_wrong_values_and_unknown_keys_stop_no_load(
     tiny_folder: Path, tmp_path: Path, photo: Image.Image
 ) -> None:
-    wrong = dict.fromkeys(KNOBS, "x") | {
+    wrong = dict.fromkeys(GENERATION_OPTIONS, "x") | {
         "early_stopping": [1],
         "watermarking_config": {"no": 1},
         "update": 3,

@@ -1,4 +1,4 @@
-"""Steps over a fixed memory: `generate`'s tokens, the loop's rows and VAR, whatever is asked."""
+"""Steps over a fixed memory: `generate`'s tokens, and the loop's rows and VAR, in all settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from sinkscope.attention_extractor import GenerationTrace, compare, generate
 from sinkscope.capture.engine import answering
-from sinkscope.capture.engine.answering import NoStepsError, StepRun, answer_by_steps
+from sinkscope.capture.engine.answering import StepRun, StepsUnavailableError, answer_by_steps
 from sinkscope.capture.engine.cache import CAPACITY_STEP, capacity_for
 from sinkscope.capture.engine.history import History
-from sinkscope.capture.engine.store import let_go, store_of
+from sinkscope.capture.engine.store import release_steps, store_of
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import decide
+from sinkscope.capture.run import decoding_for
 from sinkscope.capture.session import attached
 from sinkscope.capture.tokens import TokenProbe
 from sinkscope.capture.trace import GeneratedToken
@@ -30,7 +30,7 @@ from sinkscope.interventions.hide import HideKeys
 from sinkscope.interventions.lower import LowerAttention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from tests.text_models import save_text_model
 
 pytestmark = pytest.mark.tiny
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.tiny
 GREEDY = GenerationSettings(max_new_tokens=8)
 SAMPLED = GenerationSettings(max_new_tokens=8, temperature=1.3, top_p=0.95, top_k=40, seed=7)
 PENALISED = GenerationSettings(max_new_tokens=8, temperature=0.9, repetition_penalty=1.3, seed=3)
-# Every head of two layers has sinks and qualifies, so that each row is changed.
+# Every head of two layers has sinks and qualifies, so each row is changed.
 VAR = VARSettings((3, 40), tau=0.5, keep=0.3, layers=(1, 2), min_image_mass=0, max_sink_share=1)
 
 
@@ -49,11 +49,11 @@ def shared(tiny_folder: Path) -> ModelHandle:
 
 @pytest.fixture
 def handle(shared: ModelHandle) -> Iterator[ModelHandle]:
-    """Without a token that ends an answer, and without steps of another test."""
+    """No token ends an answer, and no steps of other tests are kept."""
     config = shared.model.generation_config
     end = config.eos_token_id
     config.eos_token_id = None
-    let_go(shared)
+    release_steps(shared)
     yield shared
     config.eos_token_id = end
 
@@ -78,10 +78,10 @@ def ids(trace: GenerationTrace) -> list[int]:
 
 
 def assert_equal(steps: GenerationTrace, loop: GenerationTrace, rounding: float = 1e-6) -> None:
-    """The same, but for rounding; float16 columns may round to the neighbour."""
+    """Equal except for rounding; float16 columns may round to the neighbouring value."""
     assert steps.extra["engine"] == {"asked": "graph", "used": "step"}
     assert "engine" not in loop.extra
-    assert ids(steps) == ids(loop) and steps.finish == loop.finish
+    assert ids(steps) == ids(loop) and steps.finish_reason == loop.finish_reason
     assert [token.text for token in steps.tokens] == [token.text for token in loop.tokens]
     for a, b in zip(steps.tokens, loop.tokens, strict=True):
         assert (a.rank, [o.id for o in a.alternatives]) == (b.rank, [o.id for o in b.alternatives])
@@ -121,7 +121,7 @@ def test_an_answer_is_that_of_the_loop(
 def test_whole_rows_are_those_of_the_loop_to_1e_6(
     handle: ModelHandle, one: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before they are reduced, of every layer, head and key, under VAR as well."""
+    """Rows before they are reduced, of every layer, head and key, also under VAR."""
     by_steps: list[torch.Tensor] = []
     by_loop: dict[tuple[int, int], torch.Tensor] = {}
     note, record = History.note, TraceRecorder.record
@@ -152,7 +152,7 @@ def test_whole_rows_are_those_of_the_loop_to_1e_6(
 def test_both_answers_of_a_comparison(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> None:
-    """A batch of two behind a shared prefix, VAR in one row; again from the same prefix."""
+    """A batch of two after a shared prefix, VAR in one row; then again from the same prefix."""
     loop = compare(handle, inputs, settings, VAR)
     steps = compare(handle, inputs, stepped(settings), VAR)
     again = compare(handle, inputs, stepped(settings), VAR, prefix=steps.prefix)
@@ -175,7 +175,7 @@ CAPTURED = {
     "some layers and heads": {"layers": (1, 3), "heads": (0, 2, 3)},
     "mean head": {"layers": (0, 2), "heads": (1, 3), "reduce_heads": True},
     "prompt rows": {"prompt_rows": 5},
-    "reference": {"reference": True},  # the prompt passes in two parts: up to the image, and on
+    "reference": {"reference": True},  # the prompt passes in two parts
 }
 
 
@@ -192,7 +192,7 @@ def test_what_is_captured(
 
 
 def test_prompts_near_the_edge_of_the_capacity(handle: ModelHandle, one: PromptInputs) -> None:
-    """Prompt and answer fill the memory to the last position, or need one more."""
+    """Prompt and answer fill the memory to the last position, or need one position more."""
     length = one.layout.length
     room = capacity_for(length) - length
     for count in (room - 1, room, room + 1):
@@ -218,9 +218,9 @@ def test_an_answer_that_ends_at_once_and_a_row_that_goes_on(
     plain = ids(generate(handle, one, GREEDY))
     config.eos_token_id = plain[0]
     for made in (generate(handle, one, stepped(GREEDY)), generate(handle, one, GREEDY)):
-        assert ids(made) == plain[:1] and made.finish == "end"
+        assert ids(made) == plain[:1] and made.finish_reason == "end"
         assert made.attention.shape[0] == 1
-    # Of a comparison: one row ends in the middle, the other later or never.
+    # In a comparison, one row ends early, the other later or never.
     config.eos_token_id = None
     pair = compare(handle, one, GREEDY, VAR)
     early = next(t for t in ids(pair.baseline)[1:] if t not in ids(pair.var))
@@ -233,7 +233,7 @@ def test_an_answer_that_ends_at_once_and_a_row_that_goes_on(
 
 @pytest.fixture(params=[False, True], ids=["told first", "launched ahead"])
 def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """On a GPU the next step runs while a token is told; here it can be made to."""
+    """On a GPU the next step runs while a token is reported; this test forces that on a CPU."""
     monkeypatch.setattr(answering, "runs_ahead", lambda device: request.param)
     return bool(request.param)
 
@@ -252,7 +252,7 @@ def test_stop_at_the_third_token(handle: ModelHandle, one: PromptInputs, ahead: 
 
     (steps, told), (loop, theirs) = run(stepped(GREEDY)), run(GREEDY)
     assert told == theirs == ids(steps) and len(told) == 3
-    assert steps.finish == "stopped"
+    assert steps.finish_reason == "stopped"
     assert_equal(steps, loop)
 
 
@@ -279,7 +279,7 @@ def test_a_token_is_told_before_the_next_is_made(
 def test_a_checkpoint_s_own_way_of_decoding(
     handle: ModelHandle, one: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processors that a step does not know choose behind it; stop strings end an answer."""
+    """Processors that are not part of a step choose after it; stop strings end an answer."""
     config = handle.model.generation_config
     settings = GenerationSettings(max_new_tokens=8, decoding="checkpoint", seed=5)
     changes: list[dict[str, object]] = [
@@ -295,12 +295,12 @@ def test_a_checkpoint_s_own_way_of_decoding(
             steps = generate(handle, one, stepped(settings))
             assert set(change) <= set(loop.extra["decoding"]["used"])
         assert_equal(steps, loop)
-    assert steps.finish == "stop_string"
+    assert steps.finish_reason == "stop_string"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral_window", "gpt_neox", "qwen3"])
 def test_text_models(tmp_path: Path, name: str) -> None:
-    """Learned and rotary positions, a sliding window that the prompt is longer than."""
+    """Learned and rotary positions; a sliding window that is shorter than the prompt."""
     handle = load_model(str(save_text_model(tmp_path, name)), device="cpu", dtype="float32")
     handle.model.generation_config.eos_token_id = None
     inputs = handle.prepare([], "a red star, and a blue circle; a red star again, and a circle")
@@ -334,8 +334,8 @@ def test_the_bundled_model(photo: Image.Image, settings: GenerationSettings) -> 
 def by_steps(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
 ) -> tuple[list[int], TraceRecorder]:
-    """An answer with any interventions: its ids, and what was kept of its rows."""
-    decoding = decide(handle, settings, inputs.layout.length)
+    """An answer with any interventions: its ids, and the kept rows."""
+    decoding = decoding_for(handle, settings, inputs.layout.length)
     every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
     rows = TraceRows(*every, settings.max_new_tokens)
     told = TokenProbe(handle.tokenizer)
@@ -348,7 +348,7 @@ def by_steps(
 def by_loop(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
 ) -> tuple[list[int], TraceRecorder]:
-    config = decide(handle, settings, inputs.layout.length).config
+    config = decoding_for(handle, settings, inputs.layout.length).config
     every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
     rows = TraceRows(*every, settings.max_new_tokens)
     new = settings.max_new_tokens
@@ -358,7 +358,7 @@ def by_loop(
 
 
 def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> None:
-    """Two at once, in order; their steps are not kept, as nobody says what is fixed in them."""
+    """Two at once, in order; their steps are not kept, because they have no key."""
     image = tuple(one.layout.vision_positions().tolist())
     acting = (LowerAttention(image[::2], 0.1), LowerAttention(image[1:9], 3.0, layers=(1, 2)))
     steps, mine = by_steps(handle, one, GREEDY, *acting)
@@ -367,8 +367,8 @@ def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> 
     for got, true in zip(mine.finish(len(steps)), theirs.finish(len(steps)), strict=True):
         torch.testing.assert_close(got.float(), true.float(), rtol=1.1e-3, atol=5e-6)
     assert len(store_of(handle)) == 0
-    # One that acts on the prompt alone is gone by the time of the first step.
-    damped = DampDims(At("block_in", (1,), range(one.layout.length)), (3, 40), 0.0)
+    # One that acts only on the prompt is gone before the first step.
+    damped = DampDims(SiteSelection("block_in", (1,), range(one.layout.length)), (3, 40), 0.0)
     assert by_steps(handle, one, GREEDY, damped)[0] == by_loop(handle, one, GREEDY, damped)[0]
 
 
@@ -376,9 +376,9 @@ def test_interventions_that_steps_do_not_know(handle: ModelHandle, one: PromptIn
     hidden = torch.zeros(1, one.layout.length, dtype=torch.bool)
     for acting in (
         HideKeys(hidden),
-        DampDims(At("block_in", (1,)), (3,), 0.0),
+        DampDims(SiteSelection("block_in", (1,)), (3,), 0.0),
         LowerAttention((3,), 0.5, row_positions=range(one.layout.length + 2)),
     ):
-        with pytest.raises(NoStepsError, match="acts"):
+        with pytest.raises(StepsUnavailableError, match="acts"):
             by_steps(handle, one, GREEDY, acting)
     assert not handle.stack.language_model._forward_pre_hooks

@@ -1,5 +1,5 @@
-"""Steps that are kept for later runs, and what becomes of a run when a recording, or the memory, is
-not there. Recordings are played on the CPU (`recorded`)."""
+"""Steps that are kept for later runs, and runs for which recording or memory fails. Recordings are
+played on the CPU (`recorded`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sinkscope.capture.engine import answering, choice
 from sinkscope.capture.engine.cache import FixedCache
 from sinkscope.capture.engine.recording import Recording, RecordingFailedError
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.engine.store import StepStore, kept_bytes, let_go
+from sinkscope.capture.engine.store import StepStore, kept_bytes, release_steps
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.tiny
 def test_one_recording_serves_other_settings_prompts_and_lengths(
     handle: ModelHandle, photo: Image.Image, recorded: list[int]
 ) -> None:
-    """What differs is written into its tensors; only what is fixed in it makes another one."""
+    """Values that differ are written into the step's tensors; other fixed parts need a new step."""
 
     def both(prompt: str, var: VARSettings | None, **changes: Any) -> None:
         inputs = handle.prepare([photo], prompt)
@@ -72,7 +72,7 @@ def test_one_recording_serves_other_settings_prompts_and_lengths(
     both("What is there?", None)
     both("What is there?", None, layers=(0, 2))
     assert len(recorded) == 4
-    both("What is there?", VAR)  # the first is still there
+    both("What is there?", VAR)  # the first step is still kept
     assert len(recorded) == 4
 
 
@@ -94,7 +94,7 @@ def test_steps_are_few_and_go_with_the_model(
     gone = [weakref.ref(step) for step in steps_of(handle)]
     model = weakref.ref(handle.model)
     gc.collect()
-    gc.disable()  # a model that is let go gives its memory back at once
+    gc.disable()  # a released model frees its memory at once
     try:
         del handle
         assert all(step() is None for step in gone)
@@ -153,7 +153,7 @@ def test_a_full_device_falls_back_to_the_loop(
         "used": "loop",
         "why": "its memory did not fit on the device",
     }
-    assert told == list(enumerate(ids(made)))  # each once
+    assert told == list(enumerate(ids(made)))  # each token is reported once
     assert ids(made) == ids(generate(handle, inputs, looped(SAMPLED), VAR))
     assert kept_bytes(handle) == 0
 
@@ -210,11 +210,11 @@ def test_the_forecast_knows_what_a_step_takes(
     assert guess.cache_bytes == step.cache.nbytes > loop.cache_bytes
     own = step.rows.nbytes + step.history.nbytes
     assert own < guess.working_bytes < 10 * own
-    # What kept steps take is as good as free: they give way.
+    # Memory of kept steps counts as free, because they can be dropped.
     need = guess.payload_bytes + guess.cache_bytes
     monkeypatch.setattr(forecasting, "available_memory", lambda device: need - kept_bytes(handle))
     forecasting.check_memory(handle, inputs, GREEDY)
-    let_go(handle)
+    release_steps(handle)
     monkeypatch.setattr(forecasting, "available_memory", lambda device: need - 1)
     with pytest.raises(ValueError, match="max_new_tokens"):
         forecasting.check_memory(handle, inputs, GREEDY)

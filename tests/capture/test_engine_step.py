@@ -1,7 +1,7 @@
-"""What a recording needs of a step, and what becomes of a run when it, or the memory, is not there.
+"""What a recording requires of a step, and runs for which recording or memory fails.
 
-There is no GPU here. A step is run on tensors of the device `meta`, which have sizes and no values,
-so that anything that reads one is found; trial runs and replays are played on the CPU.
+There is no GPU here. A step is run on tensors of the device `meta`, which have sizes but no values,
+so that every operation that reads a value is found. Trial runs and replays are played on the CPU.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkscope.attention_extractor import compare, generate
-from sinkscope.capture import crossing
+from sinkscope.capture import host_copies
 from sinkscope.capture.engine import answering, history
 from sinkscope.capture.engine.choosing import (
     Rule,
     asked_of_generate,
-    chosen_behind,
+    chosen_by_processors,
     processors_of,
 )
 from sinkscope.capture.engine.recording import RecordingFailedError, record
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.run import decide
+from sinkscope.capture.run import decoding_for
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.tiny
 
 
 class _Copies(TorchDispatchMode):
-    """Notes operations that read a value, or whose tensors are on several devices."""
+    """Records operations that read a value, or whose tensors are on several devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def without_values(step: DecodeStep, model: torch.nn.Module) -> None:
-    """Put everything that the step holds, and the model, on `meta`."""
+    """Move everything that the step holds, and the model, to `meta`."""
     known: dict[int, Any] = {}
 
     def moved(value: Any) -> Any:
@@ -132,10 +132,10 @@ def without_values(step: DecodeStep, model: torch.nn.Module) -> None:
 def test_a_step_reads_nothing_and_copies_nothing_between_devices(
     tiny_folder: Path, photo: Image.Image, settings: GenerationSettings, monkeypatch: Any
 ) -> None:
-    """With VAR in one row of two; all that a recording may not do is found here."""
+    """With VAR in one row of two; finds everything that a recording must not do."""
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
     inputs = handle.prepare([photo], "What is there?")
-    monkeypatch.setattr(DecodeStep, "end", lambda self: None)  # leave it as it is in the middle
+    monkeypatch.setattr(DecodeStep, "end", lambda self: None)  # keep the state of a run in progress
     compare(handle, inputs, settings, VAR)
     (step,) = steps_of(handle)
     without_values(step, handle.model)
@@ -144,8 +144,8 @@ def test_a_step_reads_nothing_and_copies_nothing_between_devices(
         step()
     assert copies.count > 200
     assert copies.found == []
-    assert {t.device.type for t in step.moving()} == {"meta"}
-    with _Copies() as copies:  # it finds what it must
+    assert {t.device.type for t in step.changing_tensors()} == {"meta"}
+    with _Copies() as copies:  # the check itself works
         step.position.copy_(torch.zeros(1, dtype=torch.long))
         for read in (step.position.item, step.position.cpu, step.position.tolist):
             with pytest.raises(Exception, match="meta"):
@@ -172,7 +172,7 @@ def test_trying_a_step_out_changes_nothing(
 
 @dataclasses.dataclass
 class Arrival:
-    """An event behind a copy; `waited` counts who waits for one."""
+    """An event after a copy; `waited` counts the waits for events."""
 
     waited: list[int]
 
@@ -185,9 +185,11 @@ def test_the_host_waits_once_a_token_and_once_a_block(
 ) -> None:
     waited: list[int] = []
     for part in (answering, history):
-        monkeypatch.setattr(part, "crosses", lambda device: True)
-    monkeypatch.setattr(crossing, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    monkeypatch.setattr(crossing, "marked", lambda device: Arrival(waited))
+        monkeypatch.setattr(part, "needs_host_copy", lambda device: True)
+    monkeypatch.setattr(
+        host_copies, "pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+    )
+    monkeypatch.setattr(host_copies, "record_event", lambda device: Arrival(waited))
     monkeypatch.setattr(history.Shape, "block", lambda self, tokens: 2)
     pair = compare(handle, inputs, GREEDY, VAR)
     tokens = GREEDY.max_new_tokens
@@ -211,7 +213,7 @@ def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: Pr
         {"temperature": 1.4, "top_p": 0.5, "top_k": 7, "repetition_penalty": 0.8},
     ):
         settings = GenerationSettings(**changes)  # type: ignore[arg-type]
-        decoding = decide(handle, settings, inputs.layout.length)
+        decoding = decoding_for(handle, settings, inputs.layout.length)
         asked = asked_of_generate(handle, decoding.config, prompt)
         known = processors_of(handle, decoding.config, decoding.about["used"], prompt)
         sampled = bool(decoding.config.do_sample)
@@ -225,13 +227,13 @@ def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: Pr
                 torch.manual_seed(seed)
                 one = mine.choose(scores.clone(), seen)
                 torch.manual_seed(seed)
-                assert int(one) == int(chosen_behind(asked, sampled, ids, scores))
+                assert int(one) == int(chosen_by_processors(asked, sampled, ids, scores))
 
 
 def test_the_text_model_can_be_compiled(
     handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced as for a compiler, which this test leaves out: it would take minutes."""
+    """Traced as for a compiler; the compiler itself is left out, because it would take minutes."""
     compile_, traced = torch.compile, list[int]()
 
     def backend(graph: Any, examples: Any) -> Any:
@@ -243,7 +245,7 @@ def test_the_text_model_can_be_compiled(
     stages: list[str] = []
     made = generate(handle, inputs, settings, VAR, on_stage=stages.append)
     again = generate(handle, inputs, settings, dataclasses.replace(VAR, keep=0.9))
-    assert len(traced) == 1  # whole, and once
+    assert len(traced) == 1  # in one graph, and only once
     assert stages == [answering.COMPILING]
     for mine, var in ((made, VAR), (again, dataclasses.replace(VAR, keep=0.9))):
         loop = generate(handle, inputs, looped(GREEDY), var)
@@ -253,7 +255,7 @@ def test_the_text_model_can_be_compiled(
 
 @pytest.fixture
 def made_up_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The parts of `torch.cuda` that recording uses, as far as they can be played here."""
+    """The parts of `torch.cuda` that recording uses, as far as they can be imitated here."""
     seen: dict[str, Any] = {"set": [], "fails": None}
 
     class Numbers:
@@ -313,7 +315,7 @@ def test_recording_puts_back_what_moved(made_up_cuda: dict[str, Any]) -> None:
     made_up_cuda["fails"] = RuntimeError("\noperation not permitted when stream is capturing\nmore")
     with pytest.raises(RecordingFailedError, match="RuntimeError: operation not permitted when"):
         record(step, moving, device, 1)
-    assert made_up_cuda["generator"] == "state"  # a capture that failed would hold on to it
+    assert made_up_cuda["generator"] == "state"  # a failed capture would leave it changed
     assert moving[0].tolist() == [0, 0]
     made_up_cuda["fails"] = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""A session with gradients: what probes see is part of the graph, as in the plain eager model."""
+"""A session with gradients: values seen by probes are part of the graph, as in the eager model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sinkscope.config import VARSettings
 from sinkscope.interventions.base import Intervention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import MODULE_SITES, At
+from sinkscope.models.sites import MODULE_SITES, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -29,7 +29,7 @@ TOKEN = 71
 
 @pytest.fixture(scope="module")
 def handle(tiny_folder: Path) -> ModelHandle:
-    """In float64, as far as it goes: norms and softmax are float32 in any of its dtypes."""
+    """In float64 where possible: norms and softmax always use float32."""
     made = load_model(str(tiny_folder), device="cpu", dtype="float32")
     model = made.model.double()
     return dataclasses.replace(made, model=model, stack=made.family.text_stack(model))
@@ -49,7 +49,7 @@ def log_probability(model: Any, inputs: PromptInputs, **options: Any) -> tuple[T
 
 @pytest.fixture(scope="module")
 def eager(handle: ModelHandle, inputs: PromptInputs) -> dict[tuple[str, int], Tensor]:
-    """d log p of the plain eager model by z and by the attention matrix of each layer."""
+    """d log p of the plain eager model with respect to z and to each layer's attention matrix."""
     model: Any = copy.deepcopy(handle.model).requires_grad_(True)
     model.set_attn_implementation({"text_config": "eager"})
     kept: dict[tuple[str, int], Tensor] = {}
@@ -75,22 +75,22 @@ def test_by_z_it_is_autograd_on_the_plain_eager_model(
     eager: dict[tuple[str, int], Tensor],
     positions: Sequence[int] | None,
 ) -> None:
-    """Of several layers at once: the graph is not cut at the later ones."""
-    z = Values(At("z", (0, 1, 3), positions))  # type: ignore[arg-type]
+    """Several layers at once: the later ones do not cut the graph."""
+    z = Values(SiteSelection("z", (0, 1, 3), positions))  # type: ignore[arg-type]
     with attached(handle, inputs, [z], gradients=True) as session:
         log, _ = log_probability(handle.model, inputs)
     found = torch.autograd.grad(log, list(session[z].values()))
     for layer, gradient in zip(session[z], found, strict=True):
         right = eager["z", layer]
         right = right if positions is None else right[:, list(positions)]
-        assert right.abs().max() > 1e-6 or layer == 3  # of the last layer only one position counts
+        assert right.abs().max() > 1e-6 or layer == 3  # in the last layer only one position matters
         torch.testing.assert_close(gradient, right, rtol=1e-3, atol=1e-6)
 
 
 def test_by_attention_it_is_autograd_on_the_plain_eager_model(
     handle: ModelHandle, inputs: PromptInputs, eager: dict[tuple[str, int], Tensor]
 ) -> None:
-    """Rows of a prefill that are seen are those that the output is made of."""
+    """The rows seen at prefill are those from which the output is computed."""
     end = inputs.layout.length
     rows, others = Rows((1, 2), (5, 6, end - 1)), Rows((1,), range(6, 9))
     with attached(handle, inputs, [rows, others], gradients=True) as session:
@@ -101,7 +101,7 @@ def test_by_attention_it_is_autograd_on_the_plain_eager_model(
     for block, gradient in zip(blocks, found, strict=True):
         right = eager["rows", block.layer][:, :, list(block.positions)]
         assert right.abs().max() > 1e-6
-        # Eager's matrix has a gradient at keys that a query cannot see; there the weight is 0.
+        # Eager's matrix also has a gradient at keys that a query cannot see; the weight there is 0.
         torch.testing.assert_close(gradient, right, rtol=1e-3, atol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_by_attention_it_is_autograd_on_the_plain_eager_model(
 def test_every_site_has_a_gradient(handle: ModelHandle, inputs: PromptInputs, site: str) -> None:
     """Against a difference quotient along a random direction."""
     end = inputs.layout.length
-    at = At(site, (1,), (end - 1,))  # type: ignore[arg-type]
+    at = SiteSelection(site, (1,), (end - 1,))  # type: ignore[arg-type]
     values = Values(at)
     with attached(handle, inputs, [values], gradients=True) as session:
         log, _ = log_probability(handle.model, inputs)
@@ -121,10 +121,10 @@ def test_every_site_has_a_gradient(handle: ModelHandle, inputs: PromptInputs, si
 
 
 def test_through_var(handle: ModelHandle, inputs: PromptInputs) -> None:
-    """The rows that VAR changes are differentiated, whatever the fast correction is made of."""
+    """The rows changed by VAR are differentiable, however the fast correction works."""
     own = VARSettings((3, 40), 1.2, 0.2, 1.0, 0.0, layers=(1, 2))
     end = inputs.layout.length
-    at = At("z", (0,), range(end - 3, end))
+    at = SiteSelection("z", (0,), range(end - 3, end))
     values, var = Values(at), VAR((own,))
     with attached(handle, inputs, [values], [var], gradients=True) as session:
         log, _ = log_probability(handle.model, inputs)
@@ -137,7 +137,7 @@ def test_through_var(handle: ModelHandle, inputs: PromptInputs) -> None:
 
 
 def test_without_the_flag_nothing_is_recorded(handle: ModelHandle, inputs: PromptInputs) -> None:
-    values = Values(At("z"))
+    values = Values(SiteSelection("z"))
     with attached(handle, inputs, [values]) as session:
         assert not torch.is_grad_enabled()
         log, _ = log_probability(handle.model, inputs)
@@ -152,13 +152,13 @@ def test_without_the_flag_nothing_is_recorded(handle: ModelHandle, inputs: Promp
 def _quotient(
     handle: ModelHandle,
     inputs: PromptInputs,
-    at: At,
+    at: SiteSelection,
     direction: Tensor,
     interventions: list[Intervention],
 ) -> float:
     @dataclasses.dataclass(frozen=True, eq=False)
     class Moved(Intervention):
-        edits: tuple[At, ...]
+        edits: tuple[SiteSelection, ...]
         by: Tensor
 
         def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:

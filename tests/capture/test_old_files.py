@@ -1,4 +1,4 @@
-"""Trace files of every version open, and lose nothing when they are saved again."""
+"""Trace files of every version can be opened, and lose nothing when saved again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = [
 
 
 def raw(path: Path) -> dict[str, object]:
-    """The JSON part, without our reader."""
+    """The JSON part, read without our reader."""
     with safe_open(path, framework="pt") as file:
         made: dict[str, object] = json.loads(file.metadata()["sinkscope-trace"])
         return made
@@ -75,7 +75,7 @@ def test_an_old_file_opens_with_all_that_is_in_it(version: int, path: Path, tmp_
         sizes = [list(grid.resized), list(grid.original)]
         assert sizes == [before["resized"], before["original"]]
     for name in ("prompt", "seed", "finish", "seconds", "var", "settings", "extra"):
-        assert getattr(trace, name) == said[name]
+        assert getattr(trace, "finish_reason" if name == "finish" else name) == said[name]
     for name in ("prompt_tokens", "layers", "heads", "applied"):
         assert list(getattr(trace, name)) == said[name]
     assert (trace.prompt_rows is not None) == (trace.reference is not None) == (version >= 3)
@@ -94,7 +94,7 @@ def test_an_old_file_opens_with_all_that_is_in_it(version: int, path: Path, tmp_
 
 
 def test_the_versions_are_of_the_same_run() -> None:
-    """Rows have never changed their meaning: each version's code captured the same ones."""
+    """The meaning of rows has never changed: the code of each version captured the same ones."""
     first, *later = (GenerationTrace.open(path) for _, path in FILES[::2])
     for trace in later:
         assert [token.id for token in trace.tokens] == [token.id for token in first.tokens]

@@ -1,7 +1,7 @@
-"""What a prefill asks of a GPU beside plain SDPA: few operations, and nothing read by the host.
+"""The cost of a prefill on a GPU in addition to plain SDPA: few operations, no reads by the host.
 
-On a GPU each operation is a launch and each read a wait, and a prefill of some thousand tokens is
-bound by both. They are counted, exactly, on the way that a GPU takes, which runs on a CPU as well.
+On a GPU each operation is a launch and each read a wait, and they limit the speed of a prefill of
+some thousand tokens. Both are counted exactly, on the code path for GPUs, which also runs on a CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sinkscope.var_patch import VAR
 from tests.operations import Operations
 
 pytestmark = pytest.mark.tiny
-LAYERS = 3  # of the tiny shape
+LAYERS = 3  # layers of the tiny shape
 SETTINGS = GenerationSettings(max_new_tokens=4)
 EVERY = VARSettings((1, 2), tau=2.0, min_image_mass=0.0, max_sink_share=1.0, layers=(0, 1, 2))
 
@@ -44,11 +44,11 @@ def inputs(handle: ModelHandle) -> PromptInputs:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+    monkeypatch.setattr(kernels, "is_on_host", lambda device: False)
     real = torch.Tensor.cpu
 
     def cpu(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A copy off the device: here an operation that counts as a read."""
+        """A copy from the device, which here counts as a read."""
         torch.ops.aten._local_scalar_dense(torch.zeros(()))
         return real(tensor, *args, **kwargs)
 
@@ -58,9 +58,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def prefill(
     handle: ModelHandle, inputs: PromptInputs, probes: list[Probe], var: VARSettings | None
 ) -> Operations:
-    """One pass over the prompt, what comes after it left out."""
+    """One pass over the prompt, without what comes after it."""
     changes = [] if var is None else [VAR((var,))]
-    for _ in range(2):  # what a first call sets up belongs to none
+    for _ in range(2):  # the first call's set-up does not count
         with attached(handle, inputs, probes, changes, new_tokens=4), Operations() as counted:
             handle.model(**inputs.tensors, use_cache=True, logits_to_keep=1)
     return counted
@@ -76,7 +76,7 @@ def test_capture_reads_nothing_and_adds_few_operations(
     plain = prefill(handle, inputs, [], None)
     ours = prefill(handle, inputs, capture(), None)
     assert ours.reads == plain.reads
-    # Three for the sink scores, five for the row of each layer; the rest is once for all of them.
+    # Three for the sink scores, five for the rows of each layer; the rest once for all layers.
     assert ours.count - plain.count <= 8 * LAYERS + 20, ours.names - plain.names
 
 
@@ -88,7 +88,7 @@ def test_var_reads_nothing_and_adds_few_operations(
     both = prefill(handle, inputs, capture(), EVERY)
     assert alone.reads == both.reads == plain.reads
     assert alone.count - plain.count <= 39 * LAYERS + 40, alone.names - plain.names
-    # Scores and rows are made once, for both.
+    # Scores and rows are computed once, for both.
     assert both.count - alone.count <= 3 * LAYERS + 20, both.names - alone.names
 
 
@@ -112,7 +112,7 @@ def test_a_fork_copies_nothing_and_leaves_the_prefix_as_it_is(
     before = [(layer.keys.data_ptr(), layer.keys.clone(), layer.values.clone()) for layer in cache]
     with Operations() as counted:
         fork = first.prefix.fork(handle, 2)
-    # What the family remembers of positions is cloned; keys and values are the prefix's own.
+    # The family's stored positions are cloned; keys and values are the prefix's own.
     assert counted.count <= 1, counted.names
     for own, layer in zip(fork.layers, cache, strict=True):
         assert own.keys.data_ptr() == layer.keys.data_ptr()

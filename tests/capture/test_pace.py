@@ -1,4 +1,4 @@
-"""How long a run is said to take: an estimate at first, then what finished runs took."""
+"""The predicted time of a run: first an estimate, then based on the times of finished runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Model(nn.Module):
 
 
 class Handle(SimpleNamespace):
-    """A namespace that, like a real handle, can be referred to weakly."""
+    """A namespace that can be referenced weakly, like a real handle."""
 
 
 def handle() -> Any:
@@ -46,7 +46,7 @@ def handle() -> Any:
 
 
 def layout(side: int, more: int = 20) -> PromptLayout:
-    """A prompt with one square image of so many patches a side."""
+    """A prompt with one square image of this many patches per side."""
     grid = one_view(5, 1, side, side, 2, (14 * side, 14 * side), (14 * side, 14 * side))
     return PromptLayout(grid.tokens + more, (), (grid,))
 
@@ -57,7 +57,7 @@ def times(first: float, each: float, count: int) -> list[float]:
 
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds of a multiplication, in place of the probe; a test may change it."""
+    """Seconds per multiplication, instead of the probe; tests may change it."""
     seconds = [2e-8]
     monkeypatch.setattr(pacing, "_seconds_per_product", lambda layers, rows: seconds[0])
     return seconds
@@ -79,12 +79,12 @@ def test_the_same_run_again_takes_what_it_took(speed: list[float]) -> None:
     work = Work(layout(144), 64)  # about 4 megapixels
     estimated, _ = expected_seconds(model, work, pace)
     pace.note(model, work, 15.0, times(100.0, 0.05, 64))
-    for other in (speed[0], 7 * speed[0]):  # what the probe says does not matter any more
+    for other in (speed[0], 7 * speed[0]):  # the probe no longer matters
         speed[0] = other
         seconds, measured = expected_seconds(model, work, pace)
         assert measured and seconds == pytest.approx(15.0 + 0.05)
     assert abs(estimated - 15) > 1
-    # Twice the new tokens: the prompt as before, each token as measured.
+    # Twice the new tokens: the prompt takes as long as before, each token as long as measured.
     longer, _ = expected_seconds(model, Work(work.layout, 128), pace)
     assert longer == pytest.approx(15.05 + 64 * 0.05, rel=0.02)
 
@@ -93,7 +93,7 @@ def test_another_size_follows_from_the_work(speed: list[float]) -> None:
     pace, model = Pace(), handle()
     large, smaller = Work(layout(100), 0), Work(layout(80), 0)
     ratio = expected_seconds(model, smaller)[0] / expected_seconds(model, large)[0]
-    assert 0.8**4 < ratio < 0.8**2  # attention with the square of the patches, the rest with them
+    assert 0.8**4 < ratio < 0.8**2  # attention is quadratic in the patches, the rest linear
     pace.note(model, Work(large.layout, 1), 16.0, times(16.0, 0, 1))
     seconds, measured = expected_seconds(model, smaller, pace)
     assert measured and seconds == pytest.approx(16 * ratio)
@@ -107,7 +107,7 @@ def test_a_small_run_says_little_about_a_large_one(speed: list[float]) -> None:
     assert estimated[1] > 100 * estimated[0]
     pace.note(model, Work(tiny.layout, 1), 8 * estimated[0], times(1.0, 0, 1))
     assert expected_seconds(model, large, pace) == (pytest.approx(estimated[1]), False)
-    # But it takes no less than a smaller one took, and no more than a larger one.
+    # But at least as long as a smaller run, and at most as long as a larger one.
     pace.note(model, Work(tiny.layout, 1), 5 * estimated[1], times(1.0, 0, 1))
     assert expected_seconds(model, large, pace) == (pytest.approx(5 * estimated[1]), False)
     other = Pace()
@@ -124,7 +124,7 @@ def test_the_nearest_runs_of_its_kind_count(speed: list[float]) -> None:
         pace.note(model, Work(layout(50), 1), 1000.0, times(1000.0, 0, 1))
     alone, _ = expected_seconds(model, Work(size, 0), pace)
     assert alone == pytest.approx(3.0)  # the median: one was disturbed
-    # None of this kind: those of the other kind say how fast the machine is.
+    # None of this kind, so runs of the other kind give the machine's speed.
     pair, measured = expected_seconds(model, Work(size, 0, 2), pace)
     assert measured and pair == pytest.approx(3.0)
     pace.note(model, Work(size, 1, 2), 4.0, times(4.0, 0, 1))
@@ -162,7 +162,7 @@ def test_the_least_disturbed_probe_counts(speed: list[float]) -> None:
     pace, model = Pace(), handle()
     work = Work(layout(40), 5)
     quiet, _ = expected_seconds(model, work, pace)
-    speed[0] *= 5  # a run has begun beside it
+    speed[0] *= 5  # another run has begun
     assert expected_seconds(model, work, pace)[0] == quiet
     assert expected_seconds(model, work)[0] > quiet
 
@@ -176,7 +176,7 @@ def test_the_vision_towers_attention_grows_with_the_square() -> None:
     assert cost(40) == (32, 2 * width * (4 * patches**2 + 28 * patches * 64))
     assert cost(40, fullatt_block_indexes=None) == (32, 2 * width * 32 * patches**2)
     assert cost(40, fullatt_block_indexes=[]) == (32, 2 * width * 32 * patches * 64)
-    assert cost(4)[1] == 2 * width * 32 * 16**2  # a window is no larger than the image
+    assert cost(4)[1] == 2 * width * 32 * 16**2  # a window is at most as large as the image
     assert vision_attention(SimpleNamespace(), layout(4).grids) == (0, 0)
     assert vision_attention(SimpleNamespace(vision_config=None), ()) == (0, 0)
 

@@ -1,4 +1,4 @@
-"""Images in a trace's file: PNG, bit for bit what the model was given."""
+"""Images in a trace's file: PNG, bit for bit the model's input."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_positions_that_are_not_there(
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal up to float16 storage, and the rounding of another split of the same pass."""
+    """Equal up to float16 storage, and rounding if the same pass is split differently."""
     return a.shape == b.shape and bool((a.float() - b.float()).abs().max() < 1e-3)
 
 
@@ -149,7 +149,7 @@ def test_a_run_keeps_them_in_passing(
     assert not torch.equal(changed.attention, pair.baseline.prompt_rows.attention)
     assert close(changed.attention[-1], pair.var.attention[0])
     assert changed.sinks == pair.var.sinks
-    without = generate(handle, inputs, plain)  # nothing else is changed by it
+    without = generate(handle, inputs, plain)  # nothing else changes
     assert torch.equal(without.attention, alone.attention)
     assert without.prompt_rows is None
 
@@ -187,7 +187,7 @@ def test_the_generic_prompt_is_prepared_like_the_prompt(
     pictures = [photo, photo.crop((0, 0, 90, 60))]
     inputs = handle.prepare(pictures, "What is there?", system, history=history, **bounds)  # type: ignore[arg-type]
     settings = GenerationSettings(max_new_tokens=2, layers=(1, 2), reference=True)
-    # Earlier turns come after the image: they are part of what the generic instruction replaces.
+    # Earlier turns come after the image, so the generic instruction replaces them.
     general = handle.prepare(pictures, prompt.GENERIC_PROMPT, system, **bounds)  # type: ignore[arg-type]
     right = prompt_rows(handle, general, [general.layout.length - 1], settings)
     shared = []
@@ -199,7 +199,7 @@ def test_the_generic_prompt_is_prepared_like_the_prompt(
 
     monkeypatch.setattr(prompt, "read_prompt", spied)
     trace = generate(handle, inputs, settings)
-    assert shared == [True]  # all up to the image is the same, so it is passed through once
+    assert shared == [True]  # everything up to the image is equal, so it is computed once
     assert trace.reference is not None
     assert trace.reference.layout == general.layout
     assert trace.reference.layout.grids == inputs.layout.grids

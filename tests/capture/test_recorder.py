@@ -1,11 +1,11 @@
-"""The recorder on made-up rows: every way in which rows can arrive gives the same trace."""
+"""The recorder on made-up rows: in whatever order rows arrive, the trace is the same."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sinkscope.capture import crossing as crossing_part
+from sinkscope.capture import host_copies
 from sinkscope.capture import recorder as recording
 from sinkscope.capture.recorder import TraceRecorder
 from sinkscope.models.family import PromptLayout, Segment
@@ -36,7 +36,7 @@ def all_rows(batch: int = 1) -> torch.Tensor:
 
 
 def expected(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From (T, L, H, K), by the definitions."""
+    """Expected results from (T, L, H, K), by the definitions."""
     shares = [rows[..., s.start : s.stop].sum(-1) for s in LAYOUT.segments]
     shares.append(rows[..., PROMPT:].sum(-1))
     entropy = torch.special.entr(rows).sum(-1)
@@ -124,7 +124,7 @@ def test_a_batch_row_that_is_not_there() -> None:
 
 
 class Arrives:
-    """An event that is done when it is asked for the third time, or waited for."""
+    """An event that is done at the third query, or when waited for."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -138,13 +138,15 @@ class Arrives:
 
 
 @pytest.fixture
-def crossing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorders of a GPU's rows, without a GPU."""
-    monkeypatch.setattr(crossing_part, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    monkeypatch.setattr(crossing_part, "marked", lambda device: Arrives())
+def copies_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorders for rows on a GPU, tested without a GPU."""
+    monkeypatch.setattr(
+        host_copies, "pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+    )
+    monkeypatch.setattr(host_copies, "record_event", lambda device: Arrives())
 
 
-@pytest.mark.usefixtures("crossing")
+@pytest.mark.usefixtures("copies_without_gpu")
 @pytest.mark.parametrize("staged", [1, 3 * HEADS * 23 * 4, 1 << 25], ids=["1", "3", "all"])
 @pytest.mark.parametrize("reduce_heads", [False, True])
 def test_a_gpus_rows_cross_once_a_token(
@@ -170,11 +172,11 @@ def test_a_gpus_rows_cross_once_a_token(
                 recorder.record(layer, part, position)
     ours, plain = (recorder.finish(TOKENS) for recorder in made)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
-    assert made[0]._crossing is not None
-    assert made[0]._crossing.sent == TOKENS
+    assert made[0]._copies is not None
+    assert made[0]._copies.started == TOKENS
 
 
-@pytest.mark.usefixtures("crossing")
+@pytest.mark.usefixtures("copies_without_gpu")
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
 def test_a_gpus_rows_of_a_prompt_cross_too(chunk: int) -> None:
     rows = all_rows()

@@ -1,4 +1,4 @@
-"""One run: sampling and seeds, what is said of each token, its end, Stop, and what is refused."""
+"""One run: sampling and seeds, the description of each token, its end, Stop, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sinkscope.attention_processor import patch_map
 from sinkscope.capture import forecast as forecasting
 from sinkscope.capture.probes.rows import Rows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import decide
+from sinkscope.capture.run import decoding_for
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import MEAN_HEAD, GeneratedToken
 from sinkscope.config import GenerationSettings, VARSettings
@@ -44,7 +44,7 @@ PENALISED = GenerationSettings(max_new_tokens=10, repetition_penalty=1.3)
 
 @pytest.fixture(scope="module")
 def handle(tiny_folder: Path) -> ModelHandle:
-    """Without a token that ends an answer: what a random model says is as long as asked for."""
+    """No token ends an answer, so the random model's answers have exactly the requested length."""
     made = load_model(str(tiny_folder), device="cpu", dtype="float32")
     made.model.generation_config.eos_token_id = None
     return made
@@ -67,8 +67,8 @@ def own_config(handle: ModelHandle) -> Iterator[GenerationConfig]:
 def plain(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> SimpleNamespace:
-    """transformers alone, with SDPA: token ids and raw logits (T, vocabulary)."""
-    config = decide(handle, settings, inputs.layout.length).config
+    """Only transformers, with SDPA: token ids and raw logits (T, vocabulary)."""
+    config = decoding_for(handle, settings, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True)
     handle.model.set_attn_implementation({"text_config": "sdpa"})
     try:
@@ -88,7 +88,7 @@ def test_capture_changes_no_token_and_a_seed_fixes_them(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> None:
     alone = plain(handle, inputs, settings)
-    torch.manual_seed(123)  # the caller's generator neither matters nor is moved
+    torch.manual_seed(123)  # the caller's generator has no effect and is not changed
     before = torch.random.get_rng_state()
     traces = [generate(handle, inputs, settings) for _ in range(2)]
     assert torch.equal(before, torch.random.get_rng_state())
@@ -135,7 +135,7 @@ def test_probability_rank_and_alternatives_are_those_of_the_raw_logits(
             )
         before.append(token.id)
         ranks.add(token.rank)
-    assert (ranks == {0}) == (settings == GREEDY)  # the others leave the first place now and then
+    assert (ranks == {0}) == (settings == GREEDY)  # sampling sometimes takes another token
 
 
 def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInputs) -> None:
@@ -144,11 +144,11 @@ def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInput
     for length in range(1, SAMPLED.max_new_tokens + 1):  # it may end inside a character
         settings = dataclasses.replace(SAMPLED, max_new_tokens=length)
         for trace in (generate(handle, inputs, settings), generate_stash(handle, inputs, settings)):
-            assert trace.finish == "length"
+            assert trace.finish_reason == "length"
             texts = [token.text for token in trace.tokens]
             assert "".join(texts) == decode([token.id for token in trace.tokens])
             broken += texts[-1].endswith("\ufffd")
-    assert broken  # the random model writes bytes
+    assert broken  # the random model produces incomplete characters
 
 
 def test_a_stopped_answer_and_one_under_var_keep_their_tails(
@@ -174,7 +174,7 @@ def test_a_stopped_answer_and_one_under_var_keep_their_tails(
     finally:
         hook.remove()
     assert shown == ["", "", ""]
-    assert (stopped.finish, stopped.text) == ("stopped", "\ufffd" * 3)
+    assert (stopped.finish_reason, stopped.text) == ("stopped", "\ufffd" * 3)
     for pair in pairs:
         for trace in (pair.baseline, pair.var):
             assert trace.text == decode([first] * 10) == "\ufffd" * 10
@@ -184,7 +184,7 @@ def test_texts_of_the_prompt_join_to_it(handle: ModelHandle, photo: Image.Image)
     inputs = handle.prepare([photo], "Is \U0001f600 or \U00020bb7 there?", "\u4f60\u597d")
     assert "".join(inputs.token_texts) == handle.processor.tokenizer.decode(inputs.token_ids)
     assert "\ufffd" not in "".join(inputs.token_texts)
-    assert "\U0001f600" in inputs.token_texts  # whole, at the token that completes it
+    assert "\U0001f600" in inputs.token_texts  # complete, at the token that completes it
     grid = inputs.layout.grids[0]
     assert {inputs.token_texts[p] for p in grid.positions} == {"<|image_pad|>"}
     rows = prompt_rows(handle, inputs)
@@ -199,7 +199,7 @@ def test_a_run_ends_at_the_token_that_ends_an_answer(
     first = next(i for i, token in enumerate(whole.tokens) if token.id == end)
     own_config.eos_token_id = [end, 3]
     cut = generate(handle, inputs, GREEDY)
-    assert (len(cut.tokens), cut.finish) == (first + 1, "end")
+    assert (len(cut.tokens), cut.finish_reason) == (first + 1, "end")
     assert cut.text == "".join(token.text for token in whole.tokens[:first])
     assert torch.equal(cut.attention, whole.attention[: first + 1])
 
@@ -218,7 +218,7 @@ def test_stop_ends_a_run_with_the_token_it_was_pressed_at(
 
     whole = generate(handle, inputs, GREEDY)
     trace = generate(handle, inputs, GREEDY, on_token=look, stop=stop)
-    assert trace.finish == "stopped"
+    assert trace.finish_reason == "stopped"
     assert trace.tokens == whole.tokens[: after + 1]
     assert [token.id for token in trace.tokens] == [token.id for token in seen]
     assert trace.text.startswith("".join(token.text for token in seen))
@@ -232,8 +232,8 @@ def test_chosen_layers_and_heads_are_those_of_a_whole_run(
     whole = generate(handle, inputs, GREEDY)
     some = generate(handle, inputs, GenerationSettings(10, layers=(3, 0), heads=(2,)))
     assert (some.layers, some.heads) == ((0, 3), (2,))
-    # Layers that are not captured are plain SDPA, so their outputs differ in the last bits from
-    # those of captured ones (`tests/capture/test_session.py`: they are plain SDPA's, bit for bit).
+    # Layers that are not captured use plain SDPA, so their outputs differ in the last bits from
+    # those of captured ones (`tests/capture/test_session.py`: bit for bit those of plain SDPA).
     for name in ("attention", "shares", "entropy"):
         mine, other = getattr(some, name).float(), getattr(whole, name)[:, [0, 3]][:, :, [2]]
         torch.testing.assert_close(mine, other.float(), rtol=1e-3, atol=1e-6)
@@ -333,7 +333,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         return forecasting.container_free(tmp_path)
 
-    assert limited("1000") is None  # half a cgroup is none
+    assert limited("1000") is None  # both values are needed
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 90\nactive_file 10\n")
     assert limited("1000") == 390
@@ -354,7 +354,7 @@ def test_beams_and_drafts_are_refused_while_a_session_is_attached(
 ) -> None:
     probe = Rows(positions=(0,))
     with pytest.raises(ValueError, match=words), attached(handle, inputs, [probe]):
-        # a draft is made where the answer repeats the prompt, so it is made to repeat
+        # drafts are made when the answer repeats the prompt, so it is made to repeat it
         repeated = [[[int(inputs.token_ids[-1])], 50.0]]
         handle.model.generate(
             **inputs.tensors, max_new_tokens=30, do_sample=False, sequence_bias=repeated, **options

@@ -1,4 +1,4 @@
-"""A session: what is attached, in which order it acts, and that nothing of it stays."""
+"""A session: what is attached, in which order it acts, and that nothing of it remains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import NO_END, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -61,9 +61,9 @@ def generate(handle: ModelHandle, inputs: PromptInputs, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class Norms(Probe):
-    """A made-up probe: norms of the residual stream."""
+    """An example probe: norms of the residual stream."""
 
-    looks: tuple[At, ...] = (At("block_in"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("block_in"),)
 
     def see(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         return values.norm(dim=-1)
@@ -71,11 +71,11 @@ class Norms(Probe):
 
 @dataclass(frozen=True)
 class Times(Intervention):
-    """A made-up intervention: multiplies rows and the MLP's output, and says when."""
+    """An example intervention: multiplies rows and the MLP's output, and records when."""
 
     factor: float
     layers: tuple[int, ...] = (1,)
-    edits: tuple[At, ...] = (At("mlp_out", (1,)),)
+    edits: tuple[SiteSelection, ...] = (SiteSelection("mlp_out", (1,)),)
     said: list[tuple[str, float]] = field(default_factory=list, compare=False)
 
     def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
@@ -89,17 +89,17 @@ class Times(Intervention):
 
 @dataclass(frozen=True)
 class Plus(Intervention):
-    """Another: adds to the MLP's output."""
+    """Another example: adds to the MLP's output."""
 
     amount: float
-    edits: tuple[At, ...] = (At("mlp_out", (1,)),)
+    edits: tuple[SiteSelection, ...] = (SiteSelection("mlp_out", (1,)),)
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         return values + self.amount
 
 
 def test_a_made_up_probe_needs_one_small_class(handle: ModelHandle, inputs: PromptInputs) -> None:
-    norms, stream = Norms(), Values(At("block_in"))
+    norms, stream = Norms(), Values(SiteSelection("block_in"))
     with attached(handle, inputs, [norms, stream]) as session:
         generate(handle, inputs)
     assert sorted(session[norms]) == list(range(handle.info.layers))
@@ -112,12 +112,12 @@ def test_interventions_act_in_the_order_listed_and_probes_see_what_is_left(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
     def mlp_out(*interventions: Intervention) -> Tensor:
-        probe = Values(At("mlp_out", (1,)))
+        probe = Values(SiteSelection("mlp_out", (1,)))
         with attached(handle, inputs, [probe], interventions) as session:
             handle.model(**inputs.tensors)
         return session[probe][1]
 
-    def without_rows(factor: float) -> Times:  # else rows change the MLP's input as well
+    def without_rows(factor: float) -> Times:  # otherwise rows also change the MLP's input
         return Times(factor, layers=())
 
     plain = mlp_out()
@@ -129,16 +129,16 @@ def test_rows_compose_and_are_seen_changed(handle: ModelHandle, inputs: PromptIn
     end = inputs.layout.length
     said: list[tuple[str, float]] = []
     both = [Times(0.5, edits=(), said=said), Times(0.25, edits=(), said=said)]
-    first, deep = Rows((1,), range(EVER)), Rows((3,), (end - 1,))
+    first, deep = Rows((1,), range(NO_END)), Rows((3,), (end - 1,))
     with attached(handle, inputs, [first, deep], both) as session:
         handle.model(**inputs.tensors)
     assert [factor for _, factor in said] == [0.5, 0.25] * (len(said) // 2)
-    plain = Rows((1,), range(EVER))
+    plain = Rows((1,), range(NO_END))
     with attached(handle, inputs, [plain]) as before:
         handle.model(**inputs.tensors)
     after_image = inputs.layout.after_images
     for position in range(end):
-        factor = 0.125 if position >= after_image else 1.0  # where they may act by default
+        factor = 0.125 if position >= after_image else 1.0  # the default range of interventions
         torch.testing.assert_close(
             session[first][1, position], before[plain][1, position] * factor, rtol=0, atol=1e-6
         )
@@ -151,10 +151,10 @@ def test_rows_compose_and_are_seen_changed(handle: ModelHandle, inputs: PromptIn
 def test_layers_of_which_nothing_is_wanted_are_plain_sdpa_bit_for_bit(
     handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes into the last layer is what comes into it in plain SDPA, at every step; so the
-    rows of the only layer that is captured are those of the plain model."""
+    """The last layer's input equals that of plain SDPA at every step, so the rows of the only
+    captured layer are those of the plain model."""
     last, end = handle.info.layers - 1, inputs.layout.length
-    stream = Values(At("block_in", (last,)))
+    stream = Values(SiteSelection("block_in", (last,)))
     handle.model.set_attn_implementation({"text_config": "sdpa"})
     try:
         with attached(handle, inputs, [stream]) as plain:
@@ -169,7 +169,7 @@ def test_layers_of_which_nothing_is_wanted_are_plain_sdpa_bit_for_bit(
         return real(query, *rest)
 
     monkeypatch.setattr(attention, "attention_rows", counted)
-    own = Values(At("block_in", (last,)))
+    own = Values(SiteSelection("block_in", (last,)))
     rows = TraceRows((last,), (0, 1, 2, 3), NEW)
     with attached(handle, inputs, [own, rows], new_tokens=NEW) as session:
         generate(handle, inputs)
@@ -262,9 +262,12 @@ def test_two_sessions_on_one_model_are_refused(handle: ModelHandle, inputs: Prom
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (Values(At("z", (9,))), r"layers has \[9\] at z; this model has layers 0 to 3"),
+        (Values(SiteSelection("z", (9,))), r"layers has \[9\] at z; this model has layers 0 to 3"),
         (Times(1.0, layers=(4,)), r"layers has \[4\] at rows; this model has layers 0 to 3"),
-        (Plus(1.0, edits=(At("rows"),)), "site is 'rows', which can be read and not edited"),
+        (
+            Plus(1.0, edits=(SiteSelection("rows"),)),
+            "site is 'rows', which can be read and not edited",
+        ),
         (TraceRows((0,), (0,), 1, batch_row=1), "batch_row is 1; the batch has rows 0 to 0"),
         (VAR((None, None)), "settings has 2 entries; allowed: one a batch row, 1"),
     ],
@@ -281,7 +284,7 @@ def test_what_does_not_fit_is_refused_before_a_hook_is_placed(
 def test_a_change_of_shape_is_named(handle: ModelHandle, inputs: PromptInputs) -> None:
     @dataclass(frozen=True)
     class Shorter(Intervention):
-        edits: tuple[At, ...] = ()
+        edits: tuple[SiteSelection, ...] = ()
 
         def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
             return values[..., :-1]
@@ -289,7 +292,10 @@ def test_a_change_of_shape_is_named(handle: ModelHandle, inputs: PromptInputs) -
         def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
             return rows[..., :-1]
 
-    for edits, words in (((At("block_in", (0,)),), "of block_in .* in layer 0"), ((), "of rows")):
+    for edits, words in (
+        ((SiteSelection("block_in", (0,)),), "of block_in .* in layer 0"),
+        ((), "of rows"),
+    ):
         with (
             pytest.raises(ValueError, match=f"Shorter made .* {words}.* the shape must stay"),
             attached(handle, inputs, interventions=[Shorter(edits)]),

@@ -65,7 +65,7 @@ def test_answer_and_rows_are_those_of_transformers(
     grid = inputs.layout.grids[0]
     for step, layers in enumerate(out.attentions):
         for layer, rows in enumerate(layers):
-            row = rows[0, :, -1]  # (H, K): keys behind the window are missing
+            row = rows[0, :, -1]  # (H, K): keys before the window are missing
             whole = torch.zeros(row.shape[0], length + step)
             whole[:, length + step - row.shape[1] :] = row
             kept = trace.attention[step, layer].float()

@@ -1,5 +1,5 @@
-"""Attention computed after the run, from queries and keys: the run is plain SDPA, the rows are
-exact."""
+"""Attention computed after the run, from queries and keys: the run uses plain SDPA, and the rows
+are exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import generate, generate_stash
 from sinkscope.capture import forecast as forecasting
-from sinkscope.capture.run import RunOutOfMemoryError, decide
+from sinkscope.capture.run import RunOutOfMemoryError, decoding_for
 from sinkscope.capture.stash import QueryStash
 from sinkscope.capture.trace import GenerationTrace, PromptTrace
 from sinkscope.config import GenerationSettings
@@ -44,7 +44,7 @@ def stash(handle: ModelHandle, inputs: PromptInputs) -> QueryStash:
 
 
 def alone(handle: ModelHandle, inputs: PromptInputs, implementation: str, **options: Any) -> Any:
-    config = decide(handle, SETTINGS, inputs.layout.length).config
+    config = decoding_for(handle, SETTINGS, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True, **options)
     handle.model.set_attn_implementation({"text_config": implementation})
     try:
@@ -85,7 +85,11 @@ def test_its_trace_is_that_of_live_capture(
 ) -> None:
     live, later = generate(handle, inputs, SETTINGS), stash.trace()
     assert [token.id for token in later.tokens] == [token.id for token in live.tokens]
-    assert (later.layers, later.heads, later.finish) == (live.layers, live.heads, live.finish)
+    assert (later.layers, later.heads, later.finish_reason) == (
+        live.layers,
+        live.heads,
+        live.finish_reason,
+    )
     # The first row comes from the same prefill; later ones differ by the kernels' rounding.
     assert torch.equal(later.attention[0], live.attention[0])
     assert (later.attention.float() - live.attention.float()).abs().max() <= 1e-3

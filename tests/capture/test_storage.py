@@ -1,4 +1,4 @@
-"""The trace on disk: whole, checked, and never half written."""
+"""The trace on disk: complete, checked, and never half written."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def small_trace(tokens: int = 3) -> GenerationTrace:
         model=ModelInfo("m", "r", "f", "float32", "cpu", 4, 3, 64),
         settings={"max_new_tokens": tokens},
         seed=5,
-        finish="length",
+        finish_reason="length",
         seconds=0.25,
         var={"moved": 0.5},
     )
 
 
 def assert_same(before: object, after: object, where: str = "trace") -> None:
-    """Equal in every value and type, to the bottom."""
+    """Equal in all values and types, recursively."""
     assert type(before) is type(after), where
     if isinstance(before, torch.Tensor):
         assert isinstance(after, torch.Tensor) and before.dtype == after.dtype, where

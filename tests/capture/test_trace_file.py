@@ -1,4 +1,4 @@
-"""What can be wrong with a trace file, by accident or on purpose: one clear error each."""
+"""Damaged and manipulated trace files: one clear error for each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def open_all(path: Path) -> None:
-    """Both ways to open a file must refuse it, at the latest when everything was read."""
+    """Both ways to open a file must refuse it, at the latest when everything has been read."""
     GenerationTrace.open(path)
 
 
@@ -56,7 +56,7 @@ def refused(path: Path, words: str) -> None:
 
 
 def parts(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header and the data, without any library."""
+    """Header and data, read without any library."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
@@ -68,7 +68,7 @@ def put(path: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
 
 
 def rewrite(path: Path, change: Callable[[About], object], sign: bool) -> None:
-    """Change the JSON part; with `sign` as somebody who knows how the header's checksum is made."""
+    """Change the JSON part; with `sign`, also update the header's checksum."""
     header, data = parts(path)
     about = json.loads(header["__metadata__"][FORMAT])
     change(about)
@@ -155,7 +155,7 @@ def test_checksums_of_another_file(path: Path, tmp_path: Path) -> None:
     put(path, header, data)
     refused(path, "checksum of its header")
     header, data = parts(other)
-    for name in ("checksum", "token_checksums"):  # signed anew: then it is the content that differs
+    for name in ("checksum", "token_checksums"):  # signed again, so only the content differs
         about = json.loads(header["__metadata__"][FORMAT])
         about[name] = {
             "checksum": "0" * 64,
@@ -186,7 +186,7 @@ def test_two_tensors_that_change_places(path: Path) -> None:
 
 
 def test_every_bit_of_the_header_counts(path: Path) -> None:
-    """One bit of any byte: refused, or (a blank, another spelling of the same) the same trace."""
+    """One bit of any byte: refused, or (a blank, another spelling) the same trace."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     right = GenerationTrace.open(path)
@@ -248,19 +248,19 @@ def shaped(name: str, **values: Any) -> Callable[[dict[str, Any]], object]:
     [
         (shaped("attention", shape=[HUGE, HUGE]), "takes .* bytes, which is not its size"),
         (shaped("attention", shape=[0, HUGE]), "which is not its size"),
-        (shaped("attention", shape=[3, 2, 3, -6]), "no whole numbers from 0"),
-        (shaped("attention", shape=[3, 2, 3, 6.0]), "no whole numbers from 0"),
-        (shaped("attention", shape="3236"), "no whole numbers from 0"),
+        (shaped("attention", shape=[3, 2, 3, -6]), "not whole numbers from 0"),
+        (shaped("attention", shape=[3, 2, 3, 6.0]), "not whole numbers from 0"),
+        (shaped("attention", shape="3236"), "not whole numbers from 0"),
         (shaped("attention", data_offsets=[0, HUGE]), "which is not its size"),
         (shaped("shares", data_offsets=[0, 288]), "do not follow each other"),
         (shaped("attention", data_offsets=[0]), "damaged or no trace"),
         (shaped("attention", dtype="F64"), "damaged"),
         (shaped("attention", dtype=["F16"]), "damaged"),
         (lambda header: header.update(attention=None), "damaged or no trace"),
-        (lambda header: header.update(__metadata__=[]), "its metadata are no texts"),
-        (lambda header: header["__metadata__"].update(more=1), "its metadata are no texts"),
+        (lambda header: header.update(__metadata__=[]), "its metadata are not texts"),
+        (lambda header: header["__metadata__"].update(more=1), "its metadata are not texts"),
         (lambda header: header.pop("__metadata__"), "no SinkScope trace"),
-        (lambda header: header["__metadata__"].update({FORMAT: "[1]"}), "checksum|no object"),
+        (lambda header: header["__metadata__"].update({FORMAT: "[1]"}), "checksum|not an object"),
         (lambda header: header["__metadata__"].update({FORMAT: "{"}), "damaged or no trace"),
     ],
 )
@@ -297,9 +297,9 @@ def test_a_key_that_is_there_twice(path: Path) -> None:
     ("old", "new", "words"),
     [
         ('"layers": [', '"layers": [0, 1], "layers": [', "the key 'layers' twice"),
-        ('"seconds": 0.25', '"seconds": NaN', "has NaN, which is no number"),
-        ('"seconds": 0.25', '"seconds": -Infinity', "has -Infinity, which is no number"),
-        ('"seconds": 0.25', '"seconds": 1e999', "has 1e999, which is no number"),
+        ('"seconds": 0.25', '"seconds": NaN', "has NaN, which is not a number"),
+        ('"seconds": 0.25', '"seconds": -Infinity', "has -Infinity, which is not a number"),
+        ('"seconds": 0.25', '"seconds": 1e999', "has 1e999, which is not a number"),
         ('"seed": 5', f'"seed": {"9" * 5000}', "digits"),
         ('"extra": {}', f'"extra": {"[" * 3000}', "damaged or no trace"),
     ],
@@ -402,7 +402,7 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("what", CONTRADICTIONS)
 def test_a_header_that_contradicts_itself(path: Path, what: str) -> None:
-    """Somebody who signs it anew gets no further, nor do files from before there was a checksum."""
+    """A new signature does not help, nor does a file of a version without checksums."""
     change, words = CONTRADICTIONS[what]
     rewrite(path, change, sign=True)
     refused(path, words)
@@ -424,19 +424,19 @@ def test_values_that_are_no_numbers(
         else dataclasses.replace(trace, **{part: wrong})
     )
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"cannot be saved: its {name} has values that are no num"):
+    with pytest.raises(ValueError, match=f"cannot be saved: its {name} has values that are not"):
         bad.save(path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
     monkeypatch.setattr("sinkscope.capture.storage.check_numbers", lambda tensors: None)
     bad.save(path)
     monkeypatch.undo()
-    refused(path, "damaged or no trace: its .* has values that are no numbers")
+    refused(path, "damaged or no trace: its .* has values that are not numbers")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seconds": float("nan")}, "seconds is nan, which is no number"),
+        ({"seconds": float("nan")}, "seconds is nan, which is not a number"),
         ({"shares": torch.zeros(3, 2, 3, 9)}, "its shares is"),
         ({"entropy": torch.zeros(3, 2, 3, dtype=torch.float64)}, "its entropy is torch.float64"),
         ({"images": ()}, "it lacks 'image_0'"),

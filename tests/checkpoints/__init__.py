@@ -1,2 +1,2 @@
-"""Checkpoints as people have them: the published layout in miniature, and what trainers make of
-it."""
+"""Checkpoints in the forms in which people have them: the published layout in miniature, and the
+results of training tools."""

@@ -1,7 +1,7 @@
-"""Folders as people have them, and what should become of each.
+"""Kinds of checkpoint folders, and the expected outcome for each.
 
 Every case changes a copy of the published layout (`tests.checkpoints.published`) around the tiny
-random model. The tests load it, compare what loads with transformers itself, and put the results
+random model. The tests load it, compare the result with transformers itself, and write the outcomes
 into the table of docs/models.md (`tests.checkpoints.table`).
 """
 
@@ -22,14 +22,14 @@ class Case:
     Attributes:
         group: heading in the table.
         name: row in the table.
-        change: what is done to a copy of the published layout; `model` is the tiny model's own
+        change: the change to a copy of the published layout; `model` is the tiny model's own
             folder, as transformers 5 writes it. May return another folder to load.
-        loads: whether it should load; else it is refused in one sentence.
-        settings: of `load_model`.
-        template: what transformers has to be given as chat template, where it takes none or a wrong
-            one of its own accord.
-        parts_only: what is said must be given to transformers as parts.
-        cut: in the table, the words end here; a library's own follow.
+        loads: whether it should load; otherwise it is refused with one sentence.
+        settings: settings of `load_model`.
+        template: the chat template that transformers has to be given, if by itself it uses none or
+            a wrong one.
+        parts_only: whether transformers has to be given text as parts.
+        cut: the words after which the table omits the rest, a library's own text.
     """
 
     group: str
@@ -129,7 +129,7 @@ CASES: tuple[Case, ...] = (
     Case(TOKENS, "vision tokens that are not called special", c.vision_tokens_not_special),
     Case(TOKENS, "one that begins every text with a token of its own", c.begins_with_a_token),
     Case(TOKENS, "truncation and padding saved in `tokenizer.json`", c.truncating),
-    Case(TOKENS, "that of a text model, without `<|image_pad|>`", c.text_tokenizer, False),
+    Case(TOKENS, "from a text model, without `<|image_pad|>`", c.text_tokenizer, False),
     Case(TOKENS, "`image_token_id` of another tokenizer", c.other_image_token, False),
     Case(TOKENS, "a damaged `tokenizer.json`", c.damaged_tokenizer, False, cut="incomplete:"),
     Case(
@@ -210,10 +210,10 @@ CASES: tuple[Case, ...] = (
     Case(EXPORTS, "`pytorch_model.bin`", c.only("pytorch_model.bin"), False),
     Case(EXPORTS, "`consolidated.00.pth`", c.only("consolidated.00.pth"), False),
     Case(EXPORTS, "GGUF", c.only("model-q4_k_m.gguf"), False),
-    Case(EXPORTS, "weights that are no numbers", c.not_a_number, False),
+    Case(EXPORTS, "weights that are not numbers", c.not_a_number, False),
     Case(INCOMPLETE, "a shard is missing", c.half_downloaded, False),
     Case(INCOMPLETE, "the index is missing", c.no_index, False),
-    Case(INCOMPLETE, "the index is of other files", c.index_of_another, False),
+    Case(INCOMPLETE, "the index belongs to other files", c.index_of_another, False),
     Case(INCOMPLETE, "a shard is cut off", c.cut_off, False),
     Case(INCOMPLETE, "a shard is a pointer of Git LFS", c.lfs, False),
     Case(INCOMPLETE, "a shard is empty", c.empty, False),
@@ -275,7 +275,7 @@ CASES: tuple[Case, ...] = (
     Case(QUANTISED, "8-bit floats without `quantization_config`", c.bytes_for_weights, False),
     Case(QUANTISED, "`quantization_config` left over from a QLoRA training", c.leftover, False),
     Case(QUANTISED, "ModelOpt", c.quantised(quant_method="modelopt"), False, cut="known:"),
-    Case(QUANTISED, "no form named", c.quantised(bits=4), False, cut="known:"),
+    Case(QUANTISED, "no method named", c.quantised(bits=4), False, cut="known:"),
     *(
         Case(QUANTISED, f"`{form}`, its library not installed", c.quantised(**about), False)
         for form, about in (

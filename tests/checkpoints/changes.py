@@ -1,7 +1,7 @@
-"""What the cases do to a copy of the published layout.
+"""The cases' changes to a copy of the published layout.
 
 Each change takes the copy and the tiny model's own folder (as transformers 5 writes it); it may
-return another folder to load in its place.
+return another folder to load instead.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def another_model(kind: str, **more: object) -> Change:
 
 
 def nothing(folder: Path, model: Path) -> None:
-    """The published layout itself."""
+    """The published layout, unchanged."""
 
 
 def tied(folder: Path, model: Path) -> None:
@@ -117,7 +117,7 @@ def vocabulary_files(folder: Path, model: Path) -> None:
 
 
 def a_run_folder(folder: Path, model: Path) -> None:
-    """Where a trainer wrote its last model beside its checkpoints."""
+    """A trainer wrote its last model beside its checkpoints."""
     inner = folder / "checkpoint-500"
     shutil.copytree(folder, inner)
     (inner / "optimizer.pt").write_bytes(b"\x80\x02")
@@ -320,7 +320,7 @@ def adapter_beside(folder: Path, model: Path) -> None:
 
 
 def only(*names: str) -> Change:
-    """No weights but files of these names."""
+    """No weights except files with these names."""
 
     def change(folder: Path, model: Path) -> None:
         f.take_out(folder, *(p.name for p in folder.glob("model*")))

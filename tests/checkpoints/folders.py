@@ -24,7 +24,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def edit_json(file: Path, **changes: Any) -> None:
-    """Set keys of a JSON file; a key whose value is `...` is taken out."""
+    """Set keys of a JSON file; a key whose value is `...` is removed."""
     content = {**read_json(file), **changes}
     write_json(file, {key: value for key, value in content.items() if value is not ...})
 
@@ -42,7 +42,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def single_file(folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Put all weights into one `model.safetensors`, in place of the shards."""
+    """Put all weights into one `model.safetensors` instead of the shards."""
     held = dict(weights_of(folder) if weights is None else weights)
     for file in folder.glob("model*.safetensors*"):
         file.unlink()
@@ -54,19 +54,19 @@ def single_file(folder: Path, weights: Mapping[str, torch.Tensor] | None = None)
 
 
 def renamed(folder: Path, name: Callable[[str], str]) -> None:
-    """Give every tensor another name."""
+    """Rename every tensor."""
     single_file(folder, {name(old): weight for old, weight in weights_of(folder).items()})
 
 
 def new_name(name: str) -> str:
-    """What a tensor is called in memory from transformers 4.52 on."""
+    """The name of a tensor in memory since transformers 4.52."""
     if name.startswith("visual."):
         return f"model.{name}"
     return name.replace("model.", "model.language_model.", 1) if name[:6] == "model." else name
 
 
 def nested_config(folder: Path) -> dict[str, Any]:
-    """The flat config as transformers 4.52 to 4.57 writes it again: once flat, once nested."""
+    """The flat config as transformers 4.52 to 4.57 saves it again: both flat and nested."""
     flat = read_json(folder / "config.json")
     own = ("vision_config", "architectures", "model_type", "transformers_version")
     text = {key: value for key, value in flat.items() if key not in own}
@@ -80,7 +80,7 @@ def nested_config(folder: Path) -> dict[str, Any]:
 
 
 def today(folder: Path, model: Path) -> None:
-    """The layout of transformers 5: nested config, one processor file, the template in its own."""
+    """The layout of transformers 5: nested config, one processor file, the template in a file."""
     for name in ("config.json", "tokenizer_config.json"):
         shutil.copy(model / name, folder / name)
     take_out(folder, "vocab.json", "merges.txt", "chat_template.json")
@@ -98,7 +98,7 @@ def today(folder: Path, model: Path) -> None:
 
 
 def unmerged(folder: Path) -> None:
-    """A state dict that was saved with its LoRA layers in it."""
+    """A state dict that was saved with its LoRA layers."""
     held: dict[str, torch.Tensor] = {}
     for name, weight in weights_of(folder).items():
         if name.endswith("q_proj.weight"):
@@ -112,7 +112,7 @@ def unmerged(folder: Path) -> None:
 
 
 def adapter(folder: Path) -> None:
-    """What PEFT writes beside or in place of a model."""
+    """The files that PEFT writes beside a model or instead of one."""
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     weights = {f"{layer}.lora_A.weight": torch.zeros(8, 64)}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -128,7 +128,7 @@ def adapter(folder: Path) -> None:
 
 
 def eight_bit_floats(folder: Path, block: int = 128) -> None:
-    """Linear layers of the text model as fine-grained FP8: blocks with a scale each."""
+    """Linear layers of the text model as fine-grained FP8: one scale for each block."""
     held: dict[str, torch.Tensor] = {}
     for name, weight in weights_of(folder).items():
         if not (name.startswith("model.layers.") and name.endswith("proj.weight")):

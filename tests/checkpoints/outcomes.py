@@ -1,4 +1,4 @@
-"""Trying the cases: what each folder came to, compared with transformers where it loads."""
+"""Trying the cases: the outcome for each folder, compared with transformers if it loads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HISTORY = (("What is shown?", "A star.\n"),)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a folder.
+    """The outcome for a folder.
 
     Attributes:
         loads: whether it loaded.
-        words: the refusal, or the note of what was loaded; the folder's path is called X.
+        words: the refusal, or the note on what was loaded; the folder's path is replaced by X.
         handle: the model, or None.
-        folder: what was loaded.
+        folder: the loaded folder.
     """
 
     loads: bool
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def attempt(case: Case, published: Path, model: Path, room: Path) -> Outcome:
-    """Make a case's folder and load it as if no library for quantised weights were there.
+    """Make a case's folder and load it as if no library for quantised weights were installed.
 
     Args:
         case: what to try.
@@ -65,11 +65,11 @@ def differences(
     template: str | None = None,
     parts_only: bool = False,
 ) -> list[str]:
-    """Where a loaded folder differs from what transformers makes of it; empty is right.
+    """The differences between a loaded folder and transformers' result; empty if all is right.
 
     Args:
-        handle: what we loaded.
-        folder: from where.
+        handle: the loaded model.
+        folder: its folder.
         images: shown in each prompt.
         template, parts_only: as in `Case`.
     """

@@ -54,7 +54,7 @@ VISION_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
-# As the tokenizer of the text model brings it: tools, no images, content must be a text.
+# The text model's tokenizer comes with this one: tools, no images, content must be text.
 TEXT_TEMPLATE = """\
 {%- if tools -%}
 {{ '<|im_start|>system\\n# Tools\\n' }}
@@ -111,10 +111,10 @@ TOKEN_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "visi
 
 
 def write_like(folder: Path, model: Path = DEMO, pixels: Mapping[str, int] | None = None) -> Path:
-    """A model of today's layout, in the published one.
+    """A current model, written in the published layout.
 
     Args:
-        folder: is made.
+        folder: is created.
         model: a folder as `save_pretrained` of transformers 5 writes it.
         pixels: `min_pixels` and `max_pixels` other than the published ones.
     """
@@ -144,7 +144,7 @@ def write_published(
     tokenizer: Path,
     pixels: Mapping[str, int] | None = None,
 ) -> None:
-    """The published layout, of any weights, config (today's form) and tokenizer folder."""
+    """The published layout, for given weights, config (current form) and tokenizer folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tied = bool(config.get("tie_word_embeddings"))
     write_json(folder / "config.json", flat_config(config))
@@ -209,12 +209,12 @@ def write_hub_cache(cache: Path, name: str, folder: Path, commit: str = "0123456
 
 
 def old_name(name: str) -> str:
-    """What a tensor was called up to transformers 4.51."""
+    """The name of a tensor up to transformers 4.51."""
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of today, as it was written up to transformers 4.51."""
+    """A current config as transformers up to 4.51 wrote it."""
     text, vision = config["text_config"], config["vision_config"]
     rope = text["rope_parameters"]
     return {
@@ -243,7 +243,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_config(added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """As it was written up to transformers 4, for the added tokens of a `tokenizer.json`."""
+    """As transformers up to 4 wrote it, for the added tokens of a `tokenizer.json`."""
     return {
         "add_bos_token": False,
         "add_prefix_space": False,
@@ -272,7 +272,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def _real_sizes_of_vocabulary(tied: bool) -> Qwen2_5_VLConfig:
-    """Small layers, but the published numbers of tokens."""
+    """Small layers, but the published token numbers."""
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 151936,

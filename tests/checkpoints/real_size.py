@@ -2,7 +2,7 @@
 
     python -m tests.checkpoints.real_size OUT [--size 3b|tiny] [--device cuda]
 
-The 3B takes 7.5 GB. Its tokenizer is that of the bundled model, for the real one is not in this
+The 3B takes 7.5 GB. It has the tokenizer of the bundled model, because the real one is not in this
 repository; the embedding has the published number of rows.
 """
 

@@ -1,7 +1,7 @@
-"""What transformers itself makes of a checkpoint: its own processor and model, without ours.
+"""A checkpoint as transformers itself loads it: its own processor and model, without our code.
 
-`Qwen2_5_VLProcessor` cannot be made without torchvision, for its video part needs it. Here it is
-made without that part; everything else of it is transformers' own code.
+`Qwen2_5_VLProcessor` cannot be created without torchvision, which its video part needs. Here it is
+created without that part; everything else is transformers' own code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ImagesAndText(Qwen2_5_VLProcessor):
 
 
 def processor(folder: Path) -> ImagesAndText:
-    """transformers' processor of a folder, with the chat template that it takes there."""
+    """transformers' processor of a folder, with the chat template that it finds there."""
     about, _ = Qwen2_5_VLProcessor.get_processor_dict(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return ImagesAndText(
@@ -47,7 +47,7 @@ def messages(
     history: Sequence[tuple[str, str]] = (),
     parts_only: bool = False,
 ) -> list[dict[str, Any]]:
-    """A conversation as transformers documents it."""
+    """A conversation in the form that transformers documents."""
 
     def plain(text: str) -> Any:
         return [{"type": "text", "text": text}] if parts_only else text
@@ -67,7 +67,7 @@ def messages(
 def prepared(
     made_by: ImagesAndText, conversation: list[dict[str, Any]], template: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """Everything that the model takes."""
+    """All inputs of the model."""
     made = made_by.apply_chat_template(
         conversation,
         chat_template=template,

@@ -2,8 +2,8 @@
 
     python -m tests.checkpoints.table --write
 
-tries them all and writes the table; `tests/models/test_checkpoints.py` fails where the committed
-one is not what the cases give.
+tries them all and writes the table; `tests/models/test_checkpoints.py` fails if the committed one
+differs from the results.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def table(tried: Iterable[tuple[Case, Outcome]]) -> str:
 
 
 def result(case: Case, outcome: Outcome) -> str:
-    """What became of a folder, in the words of a user's screen."""
+    """The outcome for a folder, in the words shown to a user."""
     words = outcome.words
-    if case.cut and case.cut in words:  # what follows are a library's words, other in each version
+    if case.cut and case.cut in words:  # a library's text follows
         words = words[: words.index(case.cut) + len(case.cut)] + " …"
     if outcome.loads:
         return f"loads, with the note: {words}" if words else "loads"
@@ -46,7 +46,7 @@ def result(case: Case, outcome: Outcome) -> str:
 
 
 def committed() -> str:
-    """The table that the page has."""
+    """The table on the page."""
     page = PAGE.read_text(encoding="utf-8")
     return page[page.index(BEGIN) + len(BEGIN) : page.index(END)]
 

@@ -1,4 +1,4 @@
-"""Chat templates as checkpoints bring them."""
+"""Chat templates found in checkpoints."""
 
 from __future__ import annotations
 

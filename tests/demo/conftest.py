@@ -1,4 +1,4 @@
-"""What the tests of the bundled model share."""
+"""Shared by the tests of the bundled model."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """The bundled tokenizer, trained once: that takes longer than most tests."""
+    """The bundled tokenizer, trained once because that takes longer than most tests."""
     from sinkscope.demo.folder import build_tokenizer
 
     return build_tokenizer()

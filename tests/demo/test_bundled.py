@@ -1,4 +1,4 @@
-"""What the bundled model has to reach, by the figures that its check wrote, and once anew."""
+"""The required figures of the bundled model: as its check wrote them, and measured again."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_it_answers(figures):
     assert figures["scenes"] >= 500
     rows = {kind: row["exact"] for kind, row in figures["answers"]["by_type"].items()}
     assert min(rows[kind] for kind in ("what", "colour", "exist", "where", "count")) >= 0.9
-    assert rows["describe"] >= 0.87 and rows["left"] >= 0.85  # short of the 0.9 that is wanted
+    assert rows["describe"] >= 0.87 and rows["left"] >= 0.85  # below the goal of 0.9
     assert figures["answers"]["together"]["exact"] >= 0.94
     grids = figures["describe_by_grid"]
     assert grids["7 x 7"]["exact"] >= 0.9 and grids["10 x 10"]["exact"] >= 0.78
@@ -49,7 +49,7 @@ def test_the_folder_is_small():
 
 @pytest.mark.slow
 def test_the_weights_are_those_that_were_measured(figures):
-    """40 scenes anew, within what chance allows (three standard errors at most of a half)."""
+    """40 new scenes, within the limits of chance (three standard errors, for at most one half)."""
     var = VARSettings(SinkTeaching().dims, tau=TAU)
     anew = check(CheckSettings(BUNDLED, 40), {"VAR": var_rows(var, 6)})
     for got, was in (

@@ -1,4 +1,4 @@
-"""The check: teacher forcing gives generation's verdict; planted cases are counted right."""
+"""The check: teacher forcing gives the same verdict as generation; planted cases are counted."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def test_an_untrained_model_scores_nothing_and_has_no_sinks(figures):
 
 
 def test_planted_sinks_are_counted(untrained):
-    """Two tokens are made sinks in the recorded states, and given half of the image's attention."""
+    """Two tokens are made sinks in the recorded states and receive half the image's attention."""
     subject = load_subject(untrained)
     seen = next(observe(subject, held_out_scenes(0, 1), ("what",)))
     vision, size = seen.batch.vision, seen.batch.vision_tokens
@@ -76,7 +76,7 @@ def test_planted_sinks_are_counted(untrained):
 
 
 def test_planted_looking_is_found(untrained):
-    """All heads look away but one, which looks at the object named."""
+    """All heads look away except one, which looks at the named object."""
     subject = load_subject(untrained)
     looking = module._TargetAttention()
     for seen in observe(subject, held_out_scenes(0, 5), ("what", "describe")):

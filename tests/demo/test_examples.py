@@ -1,4 +1,4 @@
-"""The bundled example pictures are what the command makes, and ask what their scene allows."""
+"""The bundled example pictures equal the command's output, and their questions fit the scenes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The figure of scenes and where the best head looks: small, and true in its colours."""
+"""The figure of scenes and where the best head looks: small, and with the right colours."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""Packing: a packed question is the prompt that the model meets in use, token for token and number
-for number."""
+"""Packing: a packed question equals the prompt that the model sees in use, in every token and
+number."""
 
 import numpy as np
 import pytest

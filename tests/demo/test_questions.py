@@ -1,4 +1,4 @@
-"""Questions: the answers are true, and the shape words are matched to the things they name."""
+"""Questions: the answers are true, and shape words are matched to the objects they name."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""How sinks are encouraged: which tokens, what is asked of the rows, and what relief does."""
+"""How sinks are encouraged: which tokens, requirements on rows, and the effect of relief."""
 
 import math
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from sinkscope.config import VARSettings
 from sinkscope.demo.packing import PackedBatch
 from sinkscope.demo.recipe import SinkTeaching
 from sinkscope.demo.scenes import scene
-from sinkscope.demo.sinking import Relief, choose_sinks, phi_per_dim, relieving, sink_loss
+from sinkscope.demo.sink_training import Relief, choose_sinks, phi_per_dim, relieving, sink_loss
 from sinkscope.demo.teaching import scene_targets
 from sinkscope.interventions.var.redistribute import redistribute
 from tests.demo.test_teaching import square_scene
@@ -20,7 +20,7 @@ def test_sinks_are_never_chosen_on_objects_and_lie_opposite_to_them():
     scenes = [scene(s, 168, 168, max_objects=6) for s in range(60)]
     targets = scene_targets(scenes, 6, 6)
     phi = torch.rand(60, 36, generator=torch.Generator().manual_seed(0))
-    phi = phi + targets.touched  # the objects would win
+    phi = phi + targets.touched  # objects would score highest
     chosen = choose_sinks(phi, targets, 2)
     assert not (chosen & targets.touched).any()
     assert (chosen.sum(-1) == 2).float().mean() > 0.9
@@ -116,7 +116,7 @@ def test_a_sink_elsewhere_is_chosen_where_it_leads_by_enough():
     ],
 )
 def test_each_row_is_asked_for_its_share_and_to_scatter_the_rest(share, mass, stray, cost):
-    """The cost of the last row of layer 1 alone, in each of the ways to miss what is asked."""
+    """The cost of only the last row of layer 1, for each way to miss the requirements."""
     teaching = SinkTeaching(
         dims=(0,), tokens=1, every_row=True, layers=(1,), share=0.34, share_limit=0.42, excess=2.0,
         image=0.5, stray=0.1,
@@ -128,7 +128,7 @@ def test_each_row_is_asked_for_its_share_and_to_scatter_the_rest(share, mass, st
         row[14] = stray
     weights = torch.zeros(1, 2, 19, 19)
     weights[..., 17, 1:17] = mass * row
-    elsewhere = torch.rand(1, 2, 19, 19)  # what other layers do is free
+    elsewhere = torch.rand(1, 2, 19, 19)  # other layers have no cost
     targets = scene_targets([square_scene()], 4, 4)
     loss, _ = sink_loss(
         states, [elsewhere, weights, elsewhere], answering_batch(), targets, teaching
@@ -138,7 +138,7 @@ def test_each_row_is_asked_for_its_share_and_to_scatter_the_rest(share, mass, st
 
 def asked(attentions: list[torch.Tensor], **changes) -> tuple[float, dict[str, float]]:
     """Cost and figures of one row that predicts the star's name, with a sink at the last token of
-    four layers, beside what other terms cost (nothing here)."""
+    four layers. Other terms cost nothing here."""
     batch = answering_batch()
     batch.named[0, 18] = 0
     states, _ = planted(15, 0.0)
@@ -163,7 +163,7 @@ def test_layers_that_are_not_asked_for_sinks_leave_them_alone():
     assert asked(loud)[0] < 1e-6
     cost, figures = asked(loud, quiet=0.05)
     share = 0.5 / 0.9
-    # Layers 1 and 3 are not asked; half of the mean is layer 1's.
+    # Layers 1 and 3 have no requirement; half of the mean is layer 1's.
     wanted = 2 * 0.25 * 0.5 * math.log(share / (1 - share) * 0.95 / 0.05)
     assert math.isclose(cost, wanted, abs_tol=0.03)
     assert math.isclose(figures["quiet_share"], share / 2, abs_tol=0.01)
@@ -219,18 +219,18 @@ def test_a_sink_that_is_too_low_is_raised_and_the_object_spared_where_that_is_as
 
 
 def test_a_row_that_names_an_object_pays_more_for_a_share_above_the_limit():
-    """Twice the excess in log-odds, beside what every row pays (a quarter of it); weight 2."""
+    """Twice the excess in log-odds, plus what every row pays (a quarter of it); weight 2."""
     layers = [looks(0.45, 0.35)] * 4
     bounds = (1.0, 9.0, 9.0)
     plain, _ = asked(layers, share_limit=0.5, excess=1.0)
     named, _ = asked(layers, share_limit=0.5, excess=1.0, lead_in_map=bounds, map_weight=0.5)
-    over = math.log(0.45 / 0.35)  # of 0.8 seen
+    over = math.log(0.45 / 0.35)  # out of 0.8 visible
     assert math.isclose(plain, 2 * 0.25 * over, abs_tol=0.01)
     assert math.isclose(named - plain, 2 * 0.5 * 2 * over, abs_tol=0.02)
 
 
 def test_relief_asks_shares_of_the_rows_before_it():
-    """What the heads chose counts, and not what the relief made of it."""
+    """What the heads chose counts, not the result of the relief."""
     relief = Relief((0,), slice(1, 17), (2,), keep=0.6)
     after = [looks(0.1, 0.5)] * 4
     assert asked(after, quiet=1.0, image=0.5, relief=relief)[0] < 1e-6
@@ -240,10 +240,10 @@ def test_relief_asks_shares_of_the_rows_before_it():
 
 @pytest.mark.parametrize("keep", [0.6, 0.0])
 def test_relief_is_the_method(keep):
-    """The training's form gives what `redistribute` gives, selected rows and left ones."""
+    """The training's form equals `redistribute`, for selected and unselected rows."""
     weights = torch.rand(2, 4, 12, 12, generator=torch.Generator().manual_seed(3)).tril()
-    weights[:, :2, :, 3] *= 6  # in two heads the sinks have more than half: they stay
-    weights[:, 3, :, 2:8] *= 0.05  # one head hardly sees the image: it stays
+    weights[:, :2, :, 3] *= 6  # in two heads sinks have more than half: unchanged
+    weights[:, 3, :, 2:8] *= 0.05  # one head hardly sees the image: unchanged
     weights = weights / weights.sum(-1, keepdim=True)
     vision, sinks = torch.zeros(2, 12, dtype=torch.bool), torch.zeros(2, 12, dtype=torch.bool)
     vision[:, 2:8] = True
@@ -272,7 +272,7 @@ def test_relieving_notes_large_tokens_where_var_acts_and_leaves_no_trace():
     with relieving(model, slice(1, 17), teaching, None) as relief:
         assert relief is None
     with relieving(model, slice(1, 17), teaching, 0.6) as relief:
-        for index, block in enumerate(blocks):  # as the library may call it
+        for index, block in enumerate(blocks):  # one of the ways the library calls it
             block(states[0]) if index % 2 else block(hidden_states=states[0])
         assert sorted(relief.large) == [2, 3, 4]
         assert all(large[0].nonzero().tolist() == [[15]] for large in relief.large.values())

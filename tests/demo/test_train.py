@@ -1,4 +1,4 @@
-"""Training: an interruption changes nothing, bad folders are named first, and the folder loads."""
+"""Training: an interruption changes nothing, bad folders are reported first, the result loads."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ def one_thread():
 
 @pytest.fixture(scope="module", autouse=True)
 def small(tokenizer):
-    """One tokenizer (it is the same each time), and the architecture with narrow layers."""
+    """One tokenizer (it is always the same), and the architecture with narrow layers."""
 
     def build_config(tokenizer):
         config = folder.build_config(tokenizer)
@@ -137,7 +137,7 @@ def test_an_interruption_while_the_model_is_written_costs_nothing(
     list(train(settings(tmp_path)))
     name = "model/model.safetensors"
     assert (tmp_path / name).read_bytes() == (uninterrupted[0] / name).read_bytes()
-    # A finished run writes its folder again, also into another place.
+    # A finished run writes its folder again, also to another place.
     assert list(train(settings(tmp_path, output=tmp_path / "again"))) == []
     again = tmp_path / "again" / "model.safetensors"
     assert again.read_bytes() == (uninterrupted[0] / name).read_bytes()

@@ -1,9 +1,9 @@
-"""Inputs and results of `drawing.scale`, for the browser's code to be run against.
+"""Inputs and results of `drawing.scale`, to run the browser's code against.
 
     python -m tests.drawing.scale_vectors
 
-writes them to `scale_vectors.json` beside this file. Do so after a change of `drawing/scale.py`;
-the hand-computed cases of `test_scale.py` say whether the change is right.
+writes them to `scale_vectors.json` beside this file. Run it after a change of `drawing/scale.py`;
+the hand-computed cases of `test_scale.py` tell whether the change is right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAID = {"percent": percent, "times": times}
 
 
 def pools() -> dict[str, list[np.ndarray]]:
-    """Maps as they come, and those at the edges of what a scale must hold."""
+    """Typical maps, and maps at the limits of what a scale must handle."""
     random = np.random.default_rng(7)
 
     def attention(patches: int) -> np.ndarray:
@@ -80,12 +80,14 @@ def _result(scale: Scaling, maps: list[np.ndarray]) -> dict[str, Any]:
 
 
 def vectors() -> Iterator[dict[str, Any]]:
-    """Each case: what goes in, and what `drawing.scale` makes of it."""
+    """Each case: the input, and the result of `drawing.scale`."""
     for name, given in pools().items():
-        # As they are written: seven digits give a float32 back.
+        # As written to the file: seven digits restore a float32 exactly.
         maps = [np.array(_plain(np.asarray(v, np.float32)), np.float32) for v in given]
         said = "times" if name.startswith("times") else "percent"
-        results = {k: _result(scaling(maps, k, said=SAID[said]), maps) for k in get_args(Scale)}
+        results = {
+            k: _result(scaling(maps, k, format_value=SAID[said]), maps) for k in get_args(Scale)
+        }
         moved = difference_of(maps[0], np.roll(maps[0], 3))
         results["signed"] = _result(signed_scaling([moved], SAID[said]), [moved])
         yield {"name": name, "said": said, "maps": [_plain(m) for m in maps], "results": results}

@@ -1,4 +1,4 @@
-"""Animations: as many frames as tokens, the right ones, bounded, and no file after an error."""
+"""Animations: one frame per token, the right ones, bounded size, and no file after an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_frames_come_back_as_they_went_in(kind: str, tmp_path: Path) -> None:
     assert len(found) == repeats * len(sent) and repeats == (1 if kind == ".gif" else 4)
     for frame, seen in zip(sent, found[::repeats], strict=True):
         away = abs(frame.astype(int) - seen.astype(int))
-        # Video keeps colour at half the resolution: its edges are soft.
+        # Video stores colour at half the resolution, so edges are soft.
         assert np.percentile(away, 80) <= 12 and (kind == ".mp4" or away.max() <= 8)
 
 
@@ -78,7 +78,7 @@ def test_a_window_slides_over_the_tokens(tmp_path: Path) -> None:
 
 
 def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
-    """The side with fewer of them stays at its last one."""
+    """The side with fewer tokens stays at its last one."""
     pair, seen = make_pair(), []
 
     class Watched(Frames):
@@ -89,15 +89,22 @@ def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sinkscope.drawing.animation.Frames", Watched)
         path, told = tmp_path / "a.mp4", []
-        animate(pair, path, first=3, last=4, own=(21, 23), on_frame=lambda *at: told.append(at))
+        animate(
+            pair,
+            path,
+            first=3,
+            last=4,
+            second_tokens=(21, 23),
+            on_frame=lambda *at: told.append(at),
+        )
         assert seen == [([3], [21]), ([4], [22]), ([4], [23])] and told[-1] == (3, 3)
         seen.clear()
-        animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, own=(21, 24))
+        animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, second_tokens=(21, 24))
         assert seen == [([3, 4], [21, 22, 23]), ([3, 4], [22, 23, 24])]
-    with pytest.raises(ValueError, match="own is '5 to 4'; allowed: rising"):
-        animate(pair, path, own=(5, 4))
-    with pytest.raises(ValueError, match="own is"):
-        animate(pair, path, own=(0, 99))
+    with pytest.raises(ValueError, match="second_tokens is '5 to 4'; allowed: rising"):
+        animate(pair, path, second_tokens=(5, 4))
+    with pytest.raises(ValueError, match="second_tokens is"):
+        animate(pair, path, second_tokens=(0, 99))
 
 
 def test_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -136,7 +143,7 @@ def test_a_long_answer_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> 
         tracemalloc.stop()
         return most
 
-    peak(5)  # fonts and tables, kept from the first time
+    peak(5)  # fonts and tables, cached by the first run
     assert peak(60) < peak(20) + 4 * 320 * 400 * 3  # a few frames' worth, not forty
 
 

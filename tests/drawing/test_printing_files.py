@@ -1,4 +1,4 @@
-"""Printing from many threads opens each font once: a server's threads come and go."""
+"""Printing from many threads opens each font once; the threads of a server are short-lived."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _fonts_open() -> int:
 
 
 def _in_threads(count: int, do: Callable[[], None]) -> None:
-    """All alive at once, so that no two of them have one number."""
+    """All alive at once, so that no two have the same number."""
     begun = threading.Barrier(count)
 
     def work() -> None:
@@ -49,7 +49,7 @@ def test_no_more_files_are_open_after_many_threads() -> None:
 
     _in_threads(1, draw)
     before = _fonts_open()
-    assert before  # else this looks at the wrong thing
+    assert before  # otherwise the test checks nothing
     _in_threads(6, draw)
     assert _fonts_open() == before
 

@@ -17,10 +17,10 @@ from sinkscope.drawing.scale import (
     clipped,
     difference_of,
     percent,
-    said_in,
     scaling,
     signed_scaling,
     times,
+    value_format,
 )
 from sinkscope.web.components.assets import STATIC
 from tests.drawing.scale_vectors import FILE, vectors
@@ -132,8 +132,11 @@ def test_numbers_keep_small_shares() -> None:
     said = "|".join(map(percent, shares))
     assert said == "0 %|1e-5 %|0.012 %|0.50 %|1.23 %|10.0 %|100.0 %"
     assert "|".join(map(times, (0, 4e-5, 0.3, 2.46, 12.4))) == "0 ×|4e-5 ×|0.3 ×|2.5 ×|12 ×"
-    assert said_in("attention mass") is percent and said_in("times the generic prompt") is times
-    assert said_in("nats")(0.12345) == "0.123"
+    assert (
+        value_format("attention mass") is percent
+        and value_format("times the generic prompt") is times
+    )
+    assert value_format("nats")(0.12345) == "0.123"
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ RUN = """(vectors) => vectors.map((v) => {
 
 
 def page_code() -> str:
-    """The page's own code, without a page."""
+    """The page's own code, run without a page."""
     sources = [STATIC / "inspector" / name for name in ("00_base.js", "30_scale.js")]
     page = "const element = { querySelector: () => null, closest: () => null };"
     return "\n".join((page, *(source.read_text(encoding="utf-8") for source in sources)))
@@ -209,7 +212,7 @@ def agree(found: list[dict[str, Any]]) -> None:
 
 
 def test_the_vectors_are_those_of_this_code() -> None:
-    """If not: `python -m tests.drawing.scale_vectors`."""
+    """If this fails: `python -m tests.drawing.scale_vectors`."""
     made = json.loads(json.dumps(list(vectors())))
     assert [{**case, "results": 0} for case in made] == [{**c, "results": 0} for c in VECTORS]
     agree([case["results"] for case in made])

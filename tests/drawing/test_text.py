@@ -1,4 +1,4 @@
-"""Texts of every script in pictures: a font that has them, or one sentence on what is missing."""
+"""Texts of every script in pictures: a font that has the characters, or one clear sentence."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def only_own() -> list[Any]:
 
 @pytest.fixture
 def no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has matplotlib's own fonts only."""
+    """A machine that has only matplotlib's own fonts."""
     monkeypatch.setattr(fontManager, "ttflist", only_own())
 
 
 @pytest.fixture
 def with_cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine with one more font, which has `CAT` and nothing else."""
+    """A machine with one more font, which has only `CAT`."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.ttGlyphPen import TTGlyphPen
 
@@ -101,7 +101,7 @@ def test_a_figure_says_once_what_it_cannot_draw(
     sheet = contact_sheet(photo, [patches], [CAT], [0.5], title=f"{CAT} $x_{{")
     view = view_figure(make_trace(prompt=f"{CAT}?"), 0, View())
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib's, one a missing glyph
+        warnings.simplefilter("error")  # matplotlib's, one for each missing glyph
         for name, one in (("a", drawn), ("b", sheet), ("c", view)):
             assert said(one).count("no font here has") == 1
             assert CAT not in said(one) and texts.SQUARE in said(one)

@@ -1,4 +1,4 @@
-"""The page's view in Python: panels, their scales and the words that say what was drawn."""
+"""The page's view in Python: panels, their scales and the description of what was drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure for print: it opens, it says what made it, and its numbers are those of the run."""
+"""The figure for print: it opens, says how it was made, and its numbers are those of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.web.synthetic import HOSTILE, make_pair, make_trace
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Print size takes seconds to compress, and nothing here looks at the pixels."""
+    """Print size takes seconds to compress, and no test here looks at the pixels."""
     monkeypatch.setattr(view_figure_module, "PANEL_PIXELS", 160)
 
 
@@ -50,11 +50,11 @@ def test_a_figure_says_what_made_it(tmp_path: Path) -> None:
     save(figure, path)
     assert path.read_bytes().startswith(b"%PDF")
     save(view_figure(sides, 4, View(difference=True, layers=(1, 2))), tmp_path / "again.pdf")
-    assert path.read_bytes() == (tmp_path / "again.pdf").read_bytes()  # no date, no chance
+    assert path.read_bytes() == (tmp_path / "again.pdf").read_bytes()  # no date, no randomness
 
 
 def test_each_side_can_show_tokens_of_its_own() -> None:
-    """Its map, its shares, the difference to it, and what it is called: of its own tokens."""
+    """For each side its own tokens: map, shares, difference, and name."""
     pair = make_pair()
     sides = {"Baseline": pair["baseline"], "VAR": pair["var"]}
     view = View(difference=True, same_scale=False)
@@ -67,14 +67,14 @@ def test_each_side_can_show_tokens_of_its_own() -> None:
     minus = patch_map(pair["var"], [22, 23]).values - patch_map(pair["baseline"], 3).values
     assert apart[2].scale is not None
     assert apart[2].scale.high == pytest.approx(np.sort(abs(minus).ravel())[-4], rel=1e-5)
-    words = " ".join(words_of(view_figure(sides, 3, view, own=[22, 23])).split())
+    words = " ".join(words_of(view_figure(sides, 3, view, second_tokens=[22, 23])).split())
     assert "Baseline: token 3 “" in words and "VAR: tokens 22–23 (mean) “is·a”" in words
     ended = Painter(sides_of(sides), view, 120).panels([26], [5])
     assert ended[1].note == "" and ended[0].note == ""
-    with pytest.raises(ValueError, match=r"own is \[26\]; VAR has 26 tokens, from 0"):
-        view_figure(sides, 3, own=[26])
+    with pytest.raises(ValueError, match=r"second_tokens is \[26\]; VAR has 26 tokens, from 0"):
+        view_figure(sides, 3, second_tokens=[26])
     with pytest.raises(ValueError, match="of two answers side by side only"):
-        view_figure(pair["baseline"], 3, own=[2])
+        view_figure(pair["baseline"], 3, second_tokens=[2])
 
 
 def test_texts_are_no_formulas(tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_the_table_has_every_share(tmp_path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 3 * 6 * 8
-    assert rows[0]["text"] == '\'=HYPERLINK("x")'  # a spreadsheet must not run it
+    assert rows[0]["text"] == '\'=HYPERLINK("x")'  # a spreadsheet must not execute it
     assert rows[48]["text"] == ' "quoted", with commas\n'
     row = rows[48 + 2 * 8 + 3]
     assert (row["layer"], row["head"]) == ("2", "3")
     assert float(row["image_share"]) == pytest.approx(float(trace.shares[1, 2, 3, 1]), rel=1e-5)
-    assert rows[0]["made_by"].startswith("model synthetic · no VAR · greedy")  # once an answer
+    assert rows[0]["made_by"].startswith("model synthetic · no VAR · greedy")  # once per answer
     assert {row["made_by"] for row in rows[1:]} == {""}
     assert float(row["entropy_nats"]) == pytest.approx(float(trace.entropy[1, 2, 3]), rel=1e-5)

@@ -1,5 +1,5 @@
-"""An engine that says what a test tells it to, and a user's file to ask about: for tests of what
-happens around the answers."""
+"""An engine with prepared answers, and a user's file of questions: for tests of everything around
+the answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from sinkscope.evaluation.asking import Answer
-from sinkscope.evaluation.work import Done, Work
+from sinkscope.evaluation.question_batches import Answer
+from sinkscope.evaluation.work import Work, WorkResult
 
 
 def said(text: str, **others: Any) -> Answer:
@@ -28,10 +28,10 @@ def said(text: str, **others: Any) -> Answer:
 
 
 class Scripted:
-    """Answers each question by a function of its work, one text a method.
+    """Answers each question by a function of its work, with one text per method.
 
     Attributes:
-        asked: prompts, in the order in which they came.
+        asked: the prompts, in order.
     """
 
     name = "scripted"
@@ -44,7 +44,7 @@ class Scripted:
         for index, unit in enumerate(items):
             yield index, tuple(self._done(one) for one in unit)
 
-    def _done(self, work: Work) -> Done:
+    def _done(self, work: Work) -> WorkResult:
         self.asked.append(work.prompt)
         try:
             for picture in work.pictures:
@@ -53,13 +53,13 @@ class Scripted:
         except ValueError as error:
             made = error
         if isinstance(made, Exception):
-            return Done("", (), str(made), {})
-        return Done("hash", tuple(said(text) for text in made), None, {})
+            return WorkResult("", (), str(made), {})
+        return WorkResult("hash", tuple(said(text) for text in made), None, {})
 
 
 def write_questions(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """`questions.jsonl` with red.png beside it; each row asks about that image by default,
-    in a cluster of its own."""
+    """`questions.jsonl` with red.png beside it; by default each row asks about that image, in a
+    cluster of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(folder / "red.png")
     path = folder / "questions.jsonl"

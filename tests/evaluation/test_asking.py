@@ -1,4 +1,4 @@
-"""Several methods behind one pass over the images: the same answers as each gives by itself."""
+"""Several methods after one pass over the images: the same answers as each method alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from PIL import Image
 from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.evaluation.answering import Answer
-from sinkscope.evaluation.asking import MOST_ROWS, Ask, Ready, ask
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.methods import Method, resolve
-from sinkscope.evaluation.wanted import wanted_methods
+from sinkscope.evaluation.question_batches import (
+    MOST_ROWS,
+    ModelQuestion,
+    PreparedQuestion,
+    answer_questions,
+)
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 
@@ -29,17 +34,22 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 def methods(handle: ModelHandle, *texts: str, sweeps: tuple[str, ...] = ()) -> tuple[Method, ...]:
-    return resolve(wanted_methods(texts, sweeps), handle.profile, handle.info)
+    return resolve(parse_methods(texts, sweeps), handle.profile, handle.info)
 
 
-def asked(photo: Image.Image, prompt: str = "Where is the star?") -> Ask:
-    return Ask((photo,), prompt, SETTINGS)
+def asked(photo: Image.Image, prompt: str = "Where is the star?") -> ModelQuestion:
+    return ModelQuestion((photo,), prompt, SETTINGS)
 
 
 def answers(
-    handle: ModelHandle, asks: list[Ask], methods: tuple[Method, ...], batch_tokens: int = 0
+    handle: ModelHandle,
+    asks: list[ModelQuestion],
+    methods: tuple[Method, ...],
+    batch_tokens: int = 0,
 ) -> list[tuple[Answer, ...]]:
-    return ask(handle, [Ready(one, one.inputs(handle)) for one in asks], methods, batch_tokens)
+    return answer_questions(
+        handle, [PreparedQuestion(one, one.inputs(handle)) for one in asks], methods, batch_tokens
+    )
 
 
 def test_the_pair_answers_as_generate_and_compare_do(
@@ -54,7 +64,7 @@ def test_the_pair_answers_as_generate_and_compare_do(
     assert plain.text == alone.text == compared.baseline.text
     assert changed.text == compared.var.text
     for mine, trace in ((plain, alone), (changed, compared.var)):
-        assert mine.finish == trace.finish
+        assert mine.finish == trace.finish_reason
         assert mine.log_probabilities == pytest.approx(
             [math.log(token.probability) for token in trace.tokens], abs=1e-4
         )
@@ -87,7 +97,7 @@ def test_the_plain_models_sinks_are_counted_by_its_profile(
 
 
 def test_methods_do_not_change_each_other(handle: ModelHandle, photo: Image.Image) -> None:
-    """Other dimensions, more rows than one batch has: each answers as by itself."""
+    """Other dimensions, more rows than one batch holds: each row is answered as if alone."""
     many = methods(
         handle,
         *("default", "var:dims=3,tau=1.2", "var-random:dims=3,tau=1.2", "var:dims=9,tau=1.2"),
@@ -104,15 +114,15 @@ def test_methods_do_not_change_each_other(handle: ModelHandle, photo: Image.Imag
 def test_a_batch_gives_the_answers_of_one_question_at_a_time(
     handle: ModelHandle, photo: Image.Image, dialect: str
 ) -> None:
-    """Images of other sizes, one of them two times, two in one prompt; short and long texts. Every
-    number is that of a batch of one but for its last bits: padding is seen by nobody, is no sink,
-    and counts in no share."""
+    """Images of different sizes, one of them used twice, two in one prompt; short and long texts.
+    Every number equals that of a batch of one except for its last bits: padding is never seen, is
+    never a sink, and counts in no share."""
     small, turned = photo.resize((120, 90)), photo.transpose(Image.Transpose.ROTATE_90)
     asks = [
         asked(photo),
         asked(small, "How many objects are there in this image, and where is each one of them?"),
         asked(turned, "Why?"),
-        Ask((small, turned), "Which colour has the star in the second image?", SETTINGS),
+        ModelQuestion((small, turned), "Which colour has the star in the second image?", SETTINGS),
         asked(photo, "Name the shape at the top left."),
     ]
     own = f"dims=3,5,tau=1.2,keep=0,min_image_mass=0,dialect={dialect}"
@@ -144,7 +154,7 @@ def test_batches_keep_the_budget(
     assert sizes == [2, 2, 1]
     sizes.clear()
     answers(handle, asks, pair, batch_tokens=2 * 2 * length)
-    assert max(sizes) == 2  # two questions: their plain answers, what VAR says of these
+    assert max(sizes) == 2  # two questions: their plain answers, and VAR's check of these
     sizes.clear()
     answers(handle, asks, pair, batch_tokens=1)
     assert max(sizes) == 1
@@ -174,7 +184,7 @@ def test_questions_about_one_image_share_its_pass(
     assert len(passes) == 4
     for one, made in zip(asks, together, strict=True):
         (fresh,) = answers(handle, [one], pair)
-        assert list(map(same, made)) == list(map(same, fresh))  # to the last bit
+        assert list(map(same, made)) == list(map(same, fresh))  # bit for bit
 
 
 def test_a_fingerprint_covers_all_that_is_asked(photo: Image.Image) -> None:
@@ -196,7 +206,7 @@ def same(answer: Answer) -> Answer:
 
 
 def alike(one: Answer, other: Answer) -> bool:
-    """The same but for the last bits, in which batches of other sizes differ."""
+    """Equal except for the last bits, which depend on the batch size."""
     numbers = [(*a.log_probabilities, a.rows_changed, a.mass_moved) for a in (one, other)]
     rest = [(a.text, a.finish, a.sinks) for a in (one, other)]
     return rest[0] == rest[1] and numbers[0] == pytest.approx(numbers[1], abs=1e-4)

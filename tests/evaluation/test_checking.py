@@ -1,4 +1,4 @@
-"""What a method says of the plain model's answer: the same as it would have generated."""
+"""Checking the plain model's answer with a method: the result equals what it would generate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.evaluation import checking
 from sinkscope.evaluation.answering import Answer
-from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.checking import MOST_NEW_TOKENS, _passes, can_check
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.methods import Method, resolve
-from sinkscope.evaluation.wanted import wanted_methods
+from sinkscope.evaluation.question_batches import ModelQuestion, PreparedQuestion, answer_questions
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.test_asking import alike, same
 
@@ -28,11 +28,11 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 def methods(handle: ModelHandle, *texts: str) -> tuple[Method, ...]:
-    return resolve(wanted_methods(texts, ()), handle.profile, handle.info)
+    return resolve(parse_methods(texts, ()), handle.profile, handle.info)
 
 
 class Passes:
-    """How many rows each call of the model's `generate` had, and how many tokens it may add."""
+    """The number of rows of each call of the model's `generate`, and the tokens it may add."""
 
     def __init__(self, handle: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, int]] = []
@@ -46,22 +46,24 @@ class Passes:
         monkeypatch.setattr(handle.model, "generate", counted)
 
 
-def asked(photo: Image.Image, *prompts: str) -> list[Ask]:
-    return [Ask((photo,), prompt, SETTINGS) for prompt in prompts]
+def asked(photo: Image.Image, *prompts: str) -> list[ModelQuestion]:
+    return [ModelQuestion((photo,), prompt, SETTINGS) for prompt in prompts]
 
 
 def answers(
-    handle: ModelHandle, asks: list[Ask], methods: tuple[Method, ...]
+    handle: ModelHandle, asks: list[ModelQuestion], methods: tuple[Method, ...]
 ) -> list[tuple[Answer, ...]]:
-    return ask(handle, [Ready(one, one.inputs(handle)) for one in asks], methods, 100_000)
+    return answer_questions(
+        handle, [PreparedQuestion(one, one.inputs(handle)) for one in asks], methods, 100_000
+    )
 
 
 @pytest.mark.tiny
 def test_what_says_the_same_is_not_generated(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two methods that move so little that every answer stays: one pass for both, and each number
-    is that of generating it."""
+    """Two methods that move so little that every answer stays the same: one pass for both, and each
+    number is that of generating the answer."""
     mild = ("var:dims=3,5,tau=1.2,keep=0.999,min_image_mass=0", "var-random:dims=3,5,tau=1.2")
     three = methods(handle, "default", mild[0], f"{mild[1]},keep=0.999,min_image_mass=0")
     asks = asked(photo, "Where is the star?", "How many objects are there in this image?", "Why?")
@@ -70,7 +72,7 @@ def test_what_says_the_same_is_not_generated(
     together = answers(handle, asks, three)
     assert passes.seen == [(3, 6), (6, 1)]
     for place, each in enumerate(together):
-        assert same(each[0]) == same(alone[0][place][0])  # to the last bit: the same batch
+        assert same(each[0]) == same(alone[0][place][0])  # bit for bit: the same batch
         for number in (1, 2):
             assert alike(each[number], alone[number][place][0])
             assert each[number].ids == each[0].ids
@@ -81,7 +83,7 @@ def test_what_says_the_same_is_not_generated(
 def test_what_says_something_else_is_generated(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only for the rows that do, and their answers are their own."""
+    """Only rows whose answer differs are generated, and get their own answer."""
     pair = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0,min_image_mass=0")
     asks = asked(photo, "Where is the star?", "How many objects are there?", "Why?", "Name it.")
     alone = [answers(handle, asks, (method,)) for method in pair]
@@ -112,7 +114,7 @@ def test_a_draft_that_is_wrong_at_its_last_token_alone_is_refused(
         assert said is not None and said.ids == draft.ids
         return [None]  # then it is generated
 
-    monkeypatch.setattr("sinkscope.evaluation.asking.check_rows", spoiled)
+    monkeypatch.setattr("sinkscope.evaluation.question_batches.check_rows", spoiled)
     ((_, again),) = answers(handle, asks, pair)
     assert alike(again, right)
 
@@ -140,7 +142,7 @@ def test_only_short_greedy_answers_are_checked(handle: ModelHandle) -> None:
         ([3, 3, 4], 500, [[0, 1, 2]]),
         ([2] * 7 + [30], 500, [[0, 1, 2, 3, 4, 5, 6], [7]]),
         ([30] + [2] * 7, 500, [[1, 2, 3, 4, 5, 6, 7], [0]]),
-        ([2, 30], 500, [[0, 1]]),  # a pass more would cost more
+        ([2, 30], 500, [[0, 1]]),  # another pass would cost more
         ([64] * 5, 1 << 21, [[0, 1], [2, 3], [4]]),  # logits of two rows fit
         ([64], 1 << 30, [[0]]),
     ],
@@ -159,7 +161,7 @@ def test_the_bundled_model_says_by_both_ways_what_it_says_by_itself() -> None:
     known = load_model(ModelSettings("demo"))
     two = methods(known, "default", "var")
     asks = [
-        Ask(
+        ModelQuestion(
             tuple(picture() for picture in one.pictures),
             one.text,
             GenerationSettings(max_new_tokens=64),

@@ -1,5 +1,5 @@
-"""Rows that cannot be read, in every kind of file: each is a failure of its own, named, and the
-rest of the run goes on."""
+"""Unreadable rows in every kind of file: each is a separate, named failure, and the rest of the run
+continues."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from sinkscope.config import ModelSettings
 from sinkscope.evaluation.base import Faulty, Question
 from sinkscope.evaluation.data import open_data
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.loading import load_model
 from tests.evaluation.scripted import Scripted, write_questions
 from tests.evaluation.tasks.layouts import mmvp
@@ -54,7 +54,7 @@ def spoiled(folder: Path, kind: str) -> Path:
     ("kind", "name", "reason", "answered"),
     [
         ("jsonl", "questions row 3", "Line 3 of ", 3),
-        ("json", "questions row 3", "Entry 3 of ", 2),  # nobody knows where the fourth begins
+        ("json", "questions row 3", "Entry 3 of ", 2),  # the start of the fourth is unknown
         ("csv", "questions row 3", "Row 3 of ", 3),
         ("tsv", "questions row 3", "Row 3 of ", 3),
     ],
@@ -65,7 +65,7 @@ def test_it_is_recorded_the_rest_runs_and_the_run_resumes(
     path = spoiled(tmp_path / "data", kind)
     handle = load_model(ModelSettings(str(tiny_folder)))
     settings = RunSettings("jsonl", data=str(path))
-    wanted = RunConfig(settings, ModelSettings(), wanted_methods(["default"]))
+    wanted = RunConfig(settings, ModelSettings(), parse_methods(["default"]))
     engine = Scripted(lambda work: ("red",))
     done = evaluate(handle, wanted, prepare(settings), tmp_path / "run", engine=engine)
     assert (done.questions, done.answered, done.failed) == (answered + 1, answered, 1)
@@ -76,7 +76,7 @@ def test_it_is_recorded_the_rest_runs_and_the_run_resumes(
     assert path.name in said
     again = Scripted(lambda work: ("red",))
     assert evaluate(handle, wanted, prepare(settings), tmp_path / "run", engine=again).failed == 1
-    assert again.asked == []  # what was answered is not asked again
+    assert again.asked == []  # answered questions are not asked again
     records = list(read_run(tmp_path / "run").records())
     assert len(records) == answered + 1
     assert sum(one.error is not None for one in records) == 1
@@ -92,24 +92,24 @@ def test_the_command_says_so_with_exit_code_3(tiny_folder: Path, tmp_path: Path)
     done = run(*words)
     assert done.exit_code == 3, done.output
     said = " ".join(done.stderr.split())
-    assert "is no JSON" in said
+    assert "is not JSON" in said
     assert "3 of 4 questions answered, 1 failed: NOT complete" in said
 
 
 def test_a_row_that_is_no_object_and_one_of_the_first(tmp_path: Path) -> None:
-    """The first row that can be read is the one whose columns count."""
+    """The columns of the first readable row count."""
     path = write_questions(tmp_path, ROWS[:1])
     path.write_text("{\n[1]\nnull\n" + path.read_text())
     task = task_named("jsonl")
     found = list(task.read(open_data(str(path), None, task.tables)))
     assert [type(one) for one in found] == [Faulty, Faulty, Faulty, Question]
     reasons = [one.reason for one in found if isinstance(one, Faulty)]
-    assert reasons[1:] == [f"Line {n} of questions.jsonl is no object." for n in (2, 3)]
+    assert reasons[1:] == [f"Line {n} of questions.jsonl is not an object." for n in (2, 3)]
     assert len({one.id for one in found}) == 4
 
 
 def test_a_damaged_row_may_be_of_any_part(tmp_path: Path) -> None:
-    """`--parts` leaves out what is of another part, and nothing that does not say."""
+    """`--parts` leaves out rows of other parts, and no row without a part."""
     from sinkscope.evaluation.session import items_of
 
     rows = [{**row, "category": "ab"[n % 2]} for n, row in enumerate(ROWS)]

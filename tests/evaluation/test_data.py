@@ -1,4 +1,4 @@
-"""Where rows come from: layouts of folders, fingerprints, a hub's revision."""
+"""Sources of rows: layouts of folders, fingerprints, a hub's revision."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_a_fingerprint_tells_two_downloads_apart(tmp_path: Path) -> None:
 def test_a_hubs_revision_is_resolved_and_its_rows_come_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library takes a folder of that name for the hub's dataset; the hub's own answer, which
-    commit is the newest, is made up."""
+    """The library uses a folder of that name as the hub's dataset; the hub's answer to which commit
+    is the newest is faked."""
     blink(tmp_path / "BLINK-Benchmark" / "BLINK")
     task = task_named("blink")
     lines = [

@@ -1,7 +1,7 @@
-"""A run that is killed again and again: at the end its records are those of one that was not.
+"""A run that is killed again and again has the same records in the end as an undisturbed one.
 
 `SINKSCOPE_KILLS=20 python -m pytest tests/evaluation/test_killed.py` kills it that often; without
-it, it is killed as often as a suite has time for.
+it, the number of kills is small enough for the test suite.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tests.evaluation.scripted import write_questions
 from tests.evaluation.test_runner import config, same
 
 KILLS = int(os.environ.get("SINKSCOPE_KILLS", "6"))
-QUESTIONS = 5 * KILLS  # so many that it is not done before
+QUESTIONS = 5 * KILLS  # enough that the run is not finished before the last kill
 
 
 @pytest.mark.tiny
 def test_kill_at_random_moments_loses_and_doubles_nothing(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL at random moments, in a process of its own each time; then one run to the end."""
+    """SIGKILL at random moments, each time in a new process; then one run to the end."""
     handle = load_model(ModelSettings(str(tiny_folder)))
     rows = [{"question": f"Where is object {n}?", "answer": "left"} for n in range(QUESTIONS)]
     wanted = config(write_questions(tmp_path / "data", rows))
@@ -45,7 +45,7 @@ def test_kill_at_random_moments_loses_and_doubles_nothing(
     for number in range(KILLS):
         child = context.Process(target=_child, args=(handle, wanted, prepared, tmp_path / "killed"))
         child.start()
-        if number % 3:  # else it may be killed while it reads what is there
+        if number % 3:  # otherwise it may be killed while it reads existing records
             _wait_for(records, left[-1] + chance.randrange(1, 2000))
         time.sleep(chance.uniform(0, 0.1))
         assert child.is_alive(), "the run was over before it was killed: give more questions"
@@ -62,7 +62,7 @@ def test_kill_at_random_moments_loses_and_doubles_nothing(
 
 
 def _wait_for(path: Path, size: int) -> None:
-    """Until a file has reached a size."""
+    """Wait until a file has reached a size."""
     end = time.monotonic() + 120
     while not path.exists() or path.stat().st_size < size:
         assert time.monotonic() < end, f"{path} does not grow"

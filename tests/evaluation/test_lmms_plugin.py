@@ -150,16 +150,20 @@ def messages(doc, lmms_eval_specific_kwargs=None):
 )
 @pytest.mark.parametrize("var", ["true", "false"])
 def test_a_task_of_two_questions_in_lmms_eval_itself(tmp_path: Path, var: str) -> None:
-    """Its own evaluator, its own score; the answers are those of `evaluation.asking`."""
+    """lmms-eval's evaluator and score; the answers are those of `evaluation.question_batches`."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.tasks import TaskManager
 
     from sinkscope.config import GenerationSettings
-    from sinkscope.evaluation.asking import Ask, Ready, ask
     from sinkscope.evaluation.lmms_plugin.manifest import manifest
+    from sinkscope.evaluation.method_specs import parse_methods
     from sinkscope.evaluation.methods import resolve
-    from sinkscope.evaluation.wanted import wanted_methods
+    from sinkscope.evaluation.question_batches import (
+        ModelQuestion,
+        PreparedQuestion,
+        answer_questions,
+    )
     from sinkscope.models.loading import load_model
 
     rows, asked = [], []
@@ -190,15 +194,17 @@ def test_a_task_of_two_questions_in_lmms_eval_itself(tmp_path: Path, var: str) -
 
     handle = load_model("demo")
     words = ["var:keep=0"] if var == "true" else ["default"]
-    methods = resolve(wanted_methods(words), handle.profile, handle.info)
+    methods = resolve(parse_methods(words), handle.profile, handle.info)
     settings = GenerationSettings(max_new_tokens=32)
     ours = []
     for number, question in enumerate(asked):
         with Image.open(tmp_path / f"{number}.png") as picture:
-            one = Ask(
+            one = ModelQuestion(
                 (picture.convert("RGB"),), question.text, settings, None, 3136, 2048 * 28 * 28
             )
-            ((answer,),) = ask(handle, [Ready(one, one.inputs(handle))], methods)
+            ((answer,),) = answer_questions(
+                handle, [PreparedQuestion(one, one.inputs(handle))], methods
+            )
             ours.append(answer.text)
     samples = sorted(made["samples"]["two_scenes"], key=lambda one: one["doc_id"])
     assert [one["filtered_resps"][0] for one in samples] == ours

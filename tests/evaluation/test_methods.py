@@ -1,4 +1,4 @@
-"""Methods and sweeps as users write them, and against a model."""
+"""Methods and sweeps as users write them, and their checks against a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sinkscope.config import VARSettings
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.methods import resolve
-from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
 
@@ -17,11 +17,11 @@ PROFILE = SinkProfile("m", "qwen2_5_vl", 256, 6, (17, 101), 6.0, "here", "high")
 
 
 def names(methods: list[str], *sweeps: str) -> list[str]:
-    return [one.name for one in wanted_methods(methods, sweeps)]
+    return [one.name for one in parse_methods(methods, sweeps)]
 
 
 def test_var_takes_the_models_profile() -> None:
-    default, var, control = resolve(wanted_methods(["default", "var", "var-random"]), PROFILE, INFO)
+    default, var, control = resolve(parse_methods(["default", "var", "var-random"]), PROFILE, INFO)
     assert default.var is None
     assert var.var == VARSettings((17, 101), tau=6.0)
     assert control.var == VARSettings((17, 101), tau=6.0, control="random")
@@ -29,15 +29,15 @@ def test_var_takes_the_models_profile() -> None:
 
 def test_settings_stand_behind_a_colon_and_lists_keep_their_commas() -> None:
     (one,) = resolve(
-        wanted_methods(["var:dims=3,7,keep=0.3,dialect=paper,layers=2-4,tau=2"]), PROFILE, INFO
+        parse_methods(["var:dims=3,7,keep=0.3,dialect=paper,layers=2-4,tau=2"]), PROFILE, INFO
     )
     assert one.var == VARSettings((3, 7), 2.0, 0.3, dialect="paper", layers=(2, 3, 4))
 
 
 def test_other_dimensions_do_not_take_the_profiles_threshold() -> None:
-    (one,) = resolve(wanted_methods(["var:dims=3,tau=10"]), None, INFO)
+    (one,) = resolve(parse_methods(["var:dims=3,tau=10"]), None, INFO)
     assert one.var == VARSettings((3,), tau=10.0)
-    (two,) = resolve(wanted_methods(["var:dims=17,101"]), PROFILE, INFO)
+    (two,) = resolve(parse_methods(["var:dims=17,101"]), PROFILE, INFO)
     assert two.var is not None
     assert two.var.tau == 6.0
 
@@ -48,7 +48,7 @@ def test_a_profile_file_is_taken(tmp_path: Path) -> None:
         'model = "m"\nfamily = "qwen2_5_vl"\nhidden_size = 256\nlayers = 6\ndims = [9]\ntau = 4.0\n'
         'source = "test"\nconfidence = "low"\n'
     )
-    (one,) = resolve(wanted_methods([f"var:profile={path}"]), PROFILE, INFO)
+    (one,) = resolve(parse_methods([f"var:profile={path}"]), PROFILE, INFO)
     assert one.var == VARSettings((9,), tau=4.0)
 
 
@@ -74,7 +74,7 @@ def test_a_sweep_multiplies_var_and_leaves_default_alone() -> None:
         (["default", "default"], [], "given twice"),
         (["var", "var"], ["keep=0,1"], "given twice"),
         (["default:keep=1"], [], "has no settings"),
-        (["var:kep=1"], [], "'kep' is no setting of VAR; allowed: dims, tau, keep"),
+        (["var:kep=1"], [], "'kep' is not a setting of VAR; allowed: dims, tau, keep"),
         (["var:keep"], [], "allowed behind the colon"),
         (["var:keep=x"], [], "keep is 'x'; allowed: a number"),
         (["var:keep=1,keep=0"], [], "given twice"),
@@ -86,7 +86,7 @@ def test_a_sweep_multiplies_var_and_leaves_default_alone() -> None:
 )
 def test_wrong_words_are_named(methods: list[str], sweeps: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        wanted_methods(methods, sweeps)
+        parse_methods(methods, sweeps)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_what_does_not_fit_the_model_is_named(
     text: str, profile: SinkProfile | None, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        resolve(wanted_methods([text]), profile, INFO)
+        resolve(parse_methods([text]), profile, INFO)

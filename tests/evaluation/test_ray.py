@@ -1,4 +1,4 @@
-"""A run on two local workers of a Ray cluster has the records of one process."""
+"""A run on two local workers of a Ray cluster has the same records as one in one process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
-from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.loading import load_model
 from sinkscope.sinks.engine import make_engine
 from tests.evaluation.scripted import write_questions
@@ -49,7 +49,7 @@ def test_two_workers_give_one_processs_records(tiny_folder: Path, tmp_path: Path
     wanted = RunConfig(
         RunSettings("jsonl", data=str(path)),
         model,
-        wanted_methods(["default", "var:dims=3,tau=1.5,keep=0"]),
+        parse_methods(["default", "var:dims=3,tau=1.5,keep=0"]),
     )
     prepared = prepare(wanted.run)
     near = evaluate(handle, wanted, prepared, tmp_path / "near")

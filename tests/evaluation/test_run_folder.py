@@ -1,4 +1,4 @@
-"""The folder of a run: what is left after any interruption, and what it refuses."""
+"""The folder of a run: its state after any interruption, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder, read_run
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
-from sinkscope.evaluation.wanted import Wanted
 
-METHODS = (Wanted("default"), Wanted("var", {"dims": (1, 2), "tau": 3.0, "keep": 0.25}))
+METHODS = (MethodSpec("default"), MethodSpec("var", {"dims": (1, 2), "tau": 3.0, "keep": 0.25}))
 CONFIG = RunConfig(RunSettings("demo", limit=10), ModelSettings(), METHODS)
 
 
@@ -65,7 +65,10 @@ def test_the_configuration_is_the_same_after_it_is_written(tmp_path: Path) -> No
             judge="substring-legacy",
         ),
         ModelSettings("a/b", revision="abc", max_pixels=100_000),
-        (Wanted("default"), Wanted("var keep=0", {"dims": (4,), "layers": None, "keep": 0.0})),
+        (
+            MethodSpec("default"),
+            MethodSpec("var keep=0", {"dims": (4,), "layers": None, "keep": 0.0}),
+        ),
     )
     path = tmp_path / "run.toml"
     path.write_text(odd.toml(), encoding="utf-8")
@@ -76,8 +79,8 @@ def test_the_configuration_is_the_same_after_it_is_written(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("cut", range(1, 900, 37))
 def test_any_cut_of_the_file_leaves_whole_questions(tmp_path: Path, cut: int) -> None:
-    """Whatever a killed process has left of the last group, the groups before it stay and nothing
-    else does."""
+    """Whatever a killed process has left of the last group: earlier groups are kept, and only
+    they."""
     path = written(tmp_path, pair(0), pair(1))
     data = path.read_bytes()
     size = max(0, len(data) - cut)
@@ -124,7 +127,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         (dataclasses.replace(CONFIG, methods=METHODS[::-1]), "methods is"),
         (
             dataclasses.replace(
-                CONFIG, methods=(METHODS[0], Wanted("var", {"dims": (1, 2), "keep": 0.5}))
+                CONFIG, methods=(METHODS[0], MethodSpec("var", {"dims": (1, 2), "keep": 0.5}))
             ),
             "method var: keep is 0.25 there and 0.5 here",
         ),
@@ -167,7 +170,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_which_no_file_can_be_made_is_named() -> None:
-    """/proc is there, and takes files from nobody, from root neither."""
+    """/proc exists and nobody can create files in it, not even root."""
     if not Path("/proc/self").is_dir():
         pytest.skip("there is no /proc here")
     for folder in ("/proc/sinkscope", "/proc/self/fd/sinkscope/run"):
@@ -178,7 +181,7 @@ def test_a_folder_in_which_no_file_can_be_made_is_named() -> None:
 def test_a_run_that_may_be_read_and_not_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a finished run of another user's: what is there stays, and reading it works."""
+    """Like a finished run of another user: it is not changed, and can be read."""
     path = written(tmp_path, pair(0))
     before, own = path.read_bytes(), Path.open
 
@@ -207,7 +210,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no run\.toml"):
         read_run(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         read_run(tmp_path / "missing")
 
 

@@ -1,4 +1,4 @@
-"""The runner: what becomes a record, what goes wrong and is named."""
+"""The runner: how records are made, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import MethodSpec, parse_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
-from sinkscope.evaluation.session import Summary, lot_of
+from sinkscope.evaluation.session import Summary, bucket_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
-from sinkscope.evaluation.wanted import Wanted, wanted_methods
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.scripted import Scripted, write_questions
 from tests.evaluation.tasks.layouts import data_of, pope, write
 
-PAIR = wanted_methods(["default", "var:dims=3,tau=1.5"])
+PAIR = parse_methods(["default", "var:dims=3,tau=1.5"])
 COLOUR = [{"question": f"Colour {n}?", "answer": "red"} for n in range(5)]
 
 
@@ -32,7 +32,7 @@ def tiny(tiny_folder: Path) -> ModelHandle:
     return load_model(ModelSettings(str(tiny_folder)))
 
 
-def config(path: Path, methods: tuple[Wanted, ...] = PAIR, **others: Any) -> RunConfig:
+def config(path: Path, methods: tuple[MethodSpec, ...] = PAIR, **others: Any) -> RunConfig:
     return RunConfig(RunSettings("jsonl", data=str(path), **others), ModelSettings(), methods)
 
 
@@ -47,7 +47,7 @@ def records(folder: Path) -> list[AnswerRecord]:
 
 
 def same(record: AnswerRecord) -> AnswerRecord:
-    """Without what may differ between two runs of one configuration."""
+    """Without the parts that may differ between two runs of one configuration."""
     return dataclasses.replace(record, seconds=None, host={})
 
 
@@ -76,7 +76,7 @@ def test_each_method_has_its_record_with_score_and_place(tiny: ModelHandle, tmp_
 def test_faulty_rows_are_recorded_and_the_rest_is_answered(
     tiny: ModelHandle, tmp_path: Path
 ) -> None:
-    """A missing image, a broken one, no answer, an unknown letter, an id that stands twice."""
+    """A missing image, a broken one, no answer, an unknown letter, a duplicate id."""
     choice = {"question": "Which?", "choices": ["red", "blue"]}
     path = write_questions(
         tmp_path / "data",
@@ -103,7 +103,7 @@ def test_faulty_rows_are_recorded_and_the_rest_is_answered(
         in (reasons["row-4"])
     )
     assert "allowed: A, B" in reasons["row-5"]
-    assert reasons["0"] == "The id 0 stands in the data twice."
+    assert reasons["0"] == "The id 0 is in the data twice."
     made = records(tmp_path / "run")
     assert [one.index for one in made] == [n for n in range(7) for _ in PAIR]
     assert {one.index for one in made if one.error} == {1, 2, 3, 4, 5}
@@ -116,7 +116,8 @@ def test_faulty_rows_are_recorded_and_the_rest_is_answered(
 def test_a_later_line_without_a_column_is_that_lines_fault(
     tiny: ModelHandle, tmp_path: Path
 ) -> None:
-    """JSON lines need not have the same keys; the first alone says what the file has."""
+    """JSON lines may have different keys; only the first line decides which columns the file
+    has."""
     data_of("older-blink", tmp_path)
     path = tmp_path / "blink_validation.jsonl"
     first, second = path.read_text().splitlines()
@@ -164,7 +165,7 @@ def test_a_stopped_run_goes_on(tiny: ModelHandle, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tiny, config(path), tmp_path / "run", engine, stop=stop, on_progress=tell)
     assert told == [(n, 5) for n in range(1, len(told) + 1)]
-    assert 2 <= len(told) < 5  # the few questions that it was at were ended
+    assert 2 <= len(told) < 5  # only the questions in progress were finished
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["complete"], summary["ended"]) == (False, False)
     rest = Scripted(lambda work: ("red", "red"))
@@ -199,11 +200,11 @@ def test_shards_share_the_questions_and_clusters_stay_whole(
     for path in together.files:
         number = int(path.stem.split("-")[1])
         for line in path.read_text().splitlines():
-            assert lot_of(json.loads(line)["cluster"]) % 3 == number - 1
+            assert bucket_of(json.loads(line)["cluster"]) % 3 == number - 1
 
 
 def test_an_id_that_stands_twice_is_found_across_shards(tiny: ModelHandle, tmp_path: Path) -> None:
-    names = [next(f"c{n}" for n in range(99) if lot_of(f"c{n}") % 2 == part) for part in (0, 1)]
+    names = [next(f"c{n}" for n in range(99) if bucket_of(f"c{n}") % 2 == part) for part in (0, 1)]
     rows = [{**COLOUR[0], "id": "same", "cluster": name} for name in names]
     path = write_questions(tmp_path / "data", rows)
     engine = Scripted(lambda work: ("red", "red"))
@@ -211,7 +212,7 @@ def test_an_id_that_stands_twice_is_found_across_shards(tiny: ModelHandle, tmp_p
         run(tiny, config(path), tmp_path / "run", engine, shard=Shard(number, 2)).failures
         for number in (1, 2)
     ]
-    assert failed == [(), (("same", "The id same stands in the data twice."),)]
+    assert failed == [(), (("same", "The id same is in the data twice."),)]
 
 
 def test_the_runs_own_file_makes_the_same_run(tiny: ModelHandle, tmp_path: Path) -> None:
@@ -324,8 +325,8 @@ def test_wrong_settings_are_named_before_a_model_is_loaded(
 
 
 def test_memory_does_not_grow_with_the_questions(tiny: ModelHandle, tmp_path: Path) -> None:
-    """Peak of what Python holds, over 200 and over 1,400 drawn questions: all that may grow is a
-    number a question."""
+    """Peak memory of Python objects for 200 and for 1,400 drawn questions: only one number per
+    question may accumulate."""
 
     def peak(limit: int) -> int:
         wanted = RunConfig(RunSettings("demo", limit=limit), ModelSettings(), PAIR)
@@ -337,9 +338,9 @@ def test_memory_does_not_grow_with_the_questions(tiny: ModelHandle, tmp_path: Pa
         tracemalloc.stop()
         return reached
 
-    peak(20)  # what is imported and cached at first use
+    peak(20)  # imports and caches of the first use
     few, many = peak(200), peak(1400)
-    assert many - few < 1200 * 300  # bytes; an image alone has 80,000
+    assert many - few < 1200 * 300  # bytes; a single image has 80,000
 
 
 class _Nothing(list[str]):

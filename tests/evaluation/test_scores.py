@@ -1,6 +1,6 @@
-"""Every task and protocol over its published layout, with answers by hand: the score is the one
-that follows on paper. Answers are said by an engine of the test; data, prompts, records, judges and
-metrics are the run's own."""
+"""Every task and protocol on its published layout, with answers by hand: the score equals the one
+computed on paper. A test engine gives the answers; data, prompts, records, judges and metrics are
+the real ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.listed import TASKS, task_named
-from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Work
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.scripted import Scripted
@@ -35,7 +35,7 @@ def always(text: str) -> Answers:
 
 
 def by(**answers: str) -> Answers:
-    """The answer of the first key that the prompt has in it (_ is a blank)."""
+    """The answer of the first key that occurs in the prompt (_ is a blank)."""
 
     def answer(work: Work) -> str:
         for key, said in answers.items():
@@ -46,10 +46,11 @@ def by(**answers: str) -> Answers:
     return answer
 
 
-# BLINK: of each part one question has the truth A and one B, so that "A" is right in half of each.
+# BLINK: each part has one question with truth A and one with B, so "A" is right in half of each.
 # SAT: truths B, A. POPE: yes (snowboard) and no (dog) in three subsets. MMVP: truths A, B, B, A.
 # TextVQA: nine of ten say dakota: each of them finds 8 others, the tenth 9: min(1, n/3) is 1.
-# VizWiz: eight say unanswerable, one paper: nine are not paper and find 1 (1/3), one finds 0.
+# VizWiz: eight say unanswerable, one paper: for nine annotators one of the others says paper (1/3),
+# for the annotator who said it none does (0).
 # MME: two images; "Yes" to all: accuracy 50, accuracy+ 0 in each category.
 # CHAIR: image 42 has chair and dog; 73 has bed and motorcycle.
 CASES: list[tuple[str, str, Answers, dict[str, float]]] = [
@@ -129,7 +130,7 @@ def test_hand_computed_scores(
 
 
 def _mme(answers: Answers, work: Work) -> str:
-    """`c_plus` stands for c++ in a key."""
+    """In a key, `c_plus` stands for c++."""
     return answers(Work(work.pictures, work.prompt.replace("c++", "c plus"), work.system))
 
 
@@ -148,7 +149,7 @@ def run(
     settings = RunSettings(
         name, protocol, data=given, images=None if images is None else str(images)
     )
-    wanted = RunConfig(settings, ModelSettings(), (Wanted("default"),))
+    wanted = RunConfig(settings, ModelSettings(), (MethodSpec("default"),))
     done = evaluate(handle, wanted, prepare(settings), folder / "run", engine=Scripted(answer))
     assert done.complete, done.failures
     judged = [record.judged() for record in read_run(folder / "run").records()]

@@ -1,4 +1,4 @@
-"""What a worker does where something goes wrong: a fault of one question is none of the others."""
+"""Errors in a worker: an error of one question does not affect the others."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def test_a_batch_that_does_not_fit_is_asked_one_by_one(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    own = module.ask
+    answer_all = module.answer_questions
 
     def limited(model: Any, ready: Sequence[Any], *rest: Any) -> Any:
         sizes.append(len(ready))
         if len(ready) > 1:
             raise torch.OutOfMemoryError("full")
-        return own(model, ready, *rest)
+        return answer_all(model, ready, *rest)
 
-    monkeypatch.setattr(module, "ask", limited)
+    monkeypatch.setattr(module, "answer_questions", limited)
     done = work(PLAN, handle, [Work((shown(photo),), f"Where is {n}?") for n in range(3)])
     assert sizes == [3, 1, 1, 1]
     assert all(one.error is None and len(one.answers) == 1 for one in done)

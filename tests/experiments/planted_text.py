@@ -1,5 +1,5 @@
-"""Tiny text models whose first token is made a sink by one neuron, as `tests.sinks.planted` does it
-in a vision-language model."""
+"""Tiny text models whose first token is made a sink by one neuron, like those that
+`tests.sinks.planted` makes for vision-language models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = ("red", "blue", "star", "circle", "left", "again", "a", "of", "and", "is
 
 
 def prompts(count: int, seed: int = 0) -> tuple[TextSample, ...]:
-    """Prompts that begin alike and go on differently."""
+    """Prompts that begin in the same way and continue differently."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(count):
@@ -32,7 +32,7 @@ def prompts(count: int, seed: int = 0) -> tuple[TextSample, ...]:
 def planted_text(
     folder: Path, name: str, seed: int, layer: int | None, dim: int = 5
 ) -> ModelHandle:
-    """A model of hidden size 64 and 5 layers; without a layer nothing is planted.
+    """A model of hidden size 64 and 5 layers; without `layer` nothing is planted.
 
     Args:
         folder: where it is written.
@@ -66,7 +66,7 @@ def planted_text(
 
 
 def _write(folder: Path, model: Any, name: str, seed: int, layer: int, dim: int) -> None:
-    """Plant in the model that is saved, from what a loaded copy shows."""
+    """Plant a sink in the saved model, using values measured on a loaded copy."""
     direction, rms = _measured(load_model(str(folder), device="cpu"), seed, layer)
     if name == "gpt2":
         mlp = model.transformer.h[layer].mlp
@@ -84,8 +84,8 @@ def _write(folder: Path, model: Any, name: str, seed: int, layer: int, dim: int)
 
 
 def _measured(handle: ModelHandle, seed: int, layer: int) -> tuple[torch.Tensor, float]:
-    """The direction of the MLP's input that tells the first token from all others, and the rms of
-    the residual stream."""
+    """The direction of the MLP's input that distinguishes the first token from all others, and the
+    rms of the residual stream."""
     seen, first, stream = [], [], []
     block = handle.stack.layers[layer]
     hooks = [

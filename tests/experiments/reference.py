@@ -1,8 +1,9 @@
-"""Plain transformers models in float64 with hooks of their own: what the experiments' numbers are
-held against. No code of the project is used here.
+"""Plain transformers models in float64 with hooks of their own: the reference for the experiments'
+numbers. No code of the project is used here.
 
-A recording attention function computes softmax(Q K^T * scale) over what a query may see and keeps
-queries, keys and weights; hooks keep what passes the modules, and change it where a test asks.
+A recording attention function computes softmax(Q K^T * scale) over the visible keys and keeps
+queries, keys and weights; hooks keep the modules' inputs and outputs, and change them if a test
+asks for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NAME = "plain_reference"
 
 @dataclass
 class Seen:
-    """What one pass showed: layer -> tensor, of the single sequence."""
+    """The values of one pass: layer -> tensor, for a single sequence."""
 
     residual: dict[int, Tensor] = field(default_factory=dict)  # (N, D), input of the block
     attn: dict[int, Tensor] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class Seen:
 
 @dataclass
 class Changes:
-    """What a pass does differently; each takes (layer, values) and gives new values."""
+    """Changes applied during a pass; each takes (layer, values) and returns new values."""
 
     residual: Callable[[int, Tensor], Tensor] | None = None
     before_norm: Callable[[int, Tensor], Tensor] | None = None
@@ -173,7 +174,7 @@ class Plain:
 
 
 def spread(vectors: Sequence[Tensor]) -> float:
-    """sqrt( mean_i |u_i - mean(u)|^2 / D ), word for word."""
+    """sqrt( mean_i |u_i - mean(u)|^2 / D ), literally."""
     units = torch.stack([v / v.norm() for v in vectors])
     apart = units - units.mean(0)
     return float((apart.square().sum(-1).mean() / units.shape[-1]).sqrt())
@@ -184,12 +185,12 @@ def mean_norm(vectors: Sequence[Tensor]) -> float:
 
 
 def received(weights: Tensor, key: int, first: int) -> Tensor:
-    """(H,): mean of A[h, q, key] over the queries q >= first behind the key, of (H, N, N)."""
+    """(H,): mean of A[h, q, key] over the queries q >= first after the key, from (H, N, N)."""
     low = max(first, key + 1)
     return weights[:, low:, key].mean(-1)
 
 
 def auc(above: Sequence[float], below: Sequence[float]) -> float:
-    """Every pair counted."""
+    """Computed over every pair."""
     wins = sum((a > b) + 0.5 * (a == b) for a in above for b in below)
     return wins / (len(above) * len(below))

@@ -1,4 +1,4 @@
-"""Boxes of cells: where they are, and which others they are compared with."""
+"""Boxes of cells: their position, and the boxes they are compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sinkscope.models.views import ImageGrid, View, one_view
 
 
 def layout(rows: int = 6, columns: int = 8, images: int = 2) -> PromptLayout:
-    """Images of 10 x 10 pixels a cell, one behind the other from position 5 on."""
+    """Images with 10 x 10 pixels per cell, one after the other from position 5 on."""
     tokens = rows * columns
     grids = tuple(
         one_view(
@@ -30,7 +30,7 @@ def test_positions_are_row_major_from_the_images_start() -> None:
 
 
 def test_of_an_image_in_several_views_a_box_is_all_tokens_that_see_it() -> None:
-    """2 x 2 tokens, and behind them one of a small version that sees everything."""
+    """2 x 2 tokens, followed by one token of a small version that sees everything."""
     fine = View(range(3, 7), 2, 2, (0, 0, 20, 20), "tile")
     small = View(range(8, 9), 1, 1, (0, 0, 20, 20), "thumbnail")
     grid = ImageGrid((fine, small), (20, 20), (20, 20))

@@ -1,4 +1,4 @@
-"""The bundled model: every experiment with its defaults, and what is known of how it was made."""
+"""The bundled model: every experiment with its defaults, and known facts about its training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_all_of_it_is_plain_and_can_be_drawn(results: dict[str, Result]) -> None
 
 
 def test_what_the_bundled_model_is_known_for(results: dict[str, Result]) -> None:
-    """Its training asked for sinks on dims 17 and 101 (demo/recipe.py)."""
+    """Its training encouraged sinks on dims 17 and 101 (demo/recipe.py)."""
 
     def values(name: str) -> Any:
         return results[name].findings.values

@@ -1,4 +1,4 @@
-"""What a control is drawn from: as many tokens, none of them a sink, boxes beside the region."""
+"""The tokens of a control: equally many, none of them a sink, boxes beside the region."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> ModelHandle:
 def test_a_sample_with_fewer_ordinary_tokens_than_sinks_is_left_out_and_named(
     text: ModelHandle,
 ) -> None:
-    """A control of fewer tokens, or of none, would spare the sinks for nothing."""
+    """With fewer control tokens, or none, sinks would look important for no reason."""
     short, long = TextSample("short", "a a"), TextSample("long", "a red star is a blue circle")
     more = TextSample("more", "a blue star is no red circle")
     settings = AblateMLPSettings(layer=0, top=1, min_share=0.0)
@@ -55,7 +55,7 @@ def test_a_sample_with_fewer_ordinary_tokens_than_sinks_is_left_out_and_named(
     for name, own in (("ablate-mlp", settings), ("lower-attention", LowerAttentionSettings())):
         with pytest.raises(ValueError, match="No sample can be used: 1 of 1 sample has fewer ord"):
             run_experiment(text, name, (short,), own, asked)
-    # What draws no control looks at it all the same.
+    # Experiments without a drawn control look at it all the same.
     assert run_experiment(text, "scan", (short, long), ScanSettings(), asked).samples == (
         "short",
         "long",
@@ -76,7 +76,7 @@ def test_positions_alone_keep_detected_sinks_out_of_the_ordinary_tokens(
         for case, sinks in zip(study.cases, painted, strict=True):
             assert sinks and not sinks & set(case.others) and case.others
         assert any("kept out of the ordinary tokens" in note for note in study.notes)
-    # Where ordinary tokens do not count, no pass looks for sinks.
+    # If ordinary tokens do not matter, no pass searches for sinks.
     assert not prepare_study(handle, SAMPLES, asked).notes
 
 
@@ -108,7 +108,7 @@ def test_boxes_that_a_region_is_held_against_lie_clear_of_it(region: tuple[float
     assert made.keys and made.controls and not made.overlapping
     for control in made.controls:
         assert len(control) == len(made.keys) and not set(control) & set(made.keys)
-    assert len(set(made.controls)) == len(made.controls)  # no place twice
+    assert len(set(made.controls)) == len(made.controls)  # no position twice
 
 
 def test_a_region_that_leaves_no_room_says_that_the_boxes_overlap(handle: ModelHandle) -> None:
@@ -116,9 +116,9 @@ def test_a_region_that_leaves_no_room_says_that_the_boxes_overlap(handle: ModelH
     assert made.overlapping and all(set(c) & set(made.keys) for c in made.controls)
     large = CutEdgesSettings("region", (0.0, 0.0, 0.7, 0.7))
     found = run_experiment(handle, "cut-edges", SAMPLES, large, StudySettings(**FEW)).findings
-    assert any("no box of this size lies clear of the region" in note for note in found.notes)
+    assert any("overlaps the region" in note for note in found.notes)
     small = CutEdgesSettings("region", (0.0, 0.0, 0.3, 0.3))
     found = run_experiment(handle, "cut-edges", SAMPLES, small, StudySettings(**FEW)).findings
-    assert not any("lies clear" in note for note in found.notes)
-    with pytest.raises(ValueError, match="has no other box of its 6 x 8 cells"):
+    assert not any("overlaps the region" in note for note in found.notes)
+    with pytest.raises(ValueError, match="has no other box of 6 x 8 cells"):
         cut_edges._region(grid(6, 8), (0.0, 0.0, 1.0, 1.0), 3, 0)

@@ -1,5 +1,5 @@
-"""What an experiment keeps does not grow with its samples: no vector of the model's width for each
-of them, whatever they are."""
+"""The memory of an experiment does not grow with its samples: it keeps no vector of the model's
+width for each sample."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_is_kept_does_not_grow_with_the_samples(
     assert len(kept) > 1 or name in ("scan",), kept
     for stage, by_sample in kept.items():
         early, late = by_sample[7], by_sample[SAMPLES - 1]
-        # A vector a sample would be 16 times 64 numbers more.
+        # One vector per sample would be 16 times 64 more numbers.
         assert late - early < 4 * max(WIDTHS), (stage, early, late)
 
 

@@ -103,7 +103,7 @@ def test_scan(world: World) -> None:
 
 
 def test_decompose_output(world: World) -> None:
-    """The older script's table, word for word its columns."""
+    """The older script's table, with exactly its columns."""
     result = world.run("decompose-output", DecomposeOutputSettings(layer=1))
     table, along = table_named(result, "output"), table_named(result, "dimensions")
     assert table.columns == (
@@ -120,7 +120,7 @@ def test_decompose_output(world: World) -> None:
             for dim in result.findings.values["dims"]:
                 right = float(torch.stack(vectors).mean(0)[dim])
                 assert near(cell(along, (part, f"tok{token}"), f"dim_{dim}"), right)
-    for s in seen:  # what the table calls Y is the sum of its parts, in parallel blocks too
+    for s in seen:  # the table's Y is the sum of its parts, also in parallel blocks
         torch.testing.assert_close(s.out[1], s.residual[1] + s.attn[1] + s.mlp[1])
 
 
@@ -183,8 +183,8 @@ def _dims_for(share: Tensor, wanted: float) -> int:
 
 
 def _others(world: World, sample: object) -> list[int]:
-    """The ordinary tokens: vision tokens, or all of a text, without the sink, the first and the
-    last."""
+    """The ordinary tokens: vision tokens, or all tokens of a text, without the sink, the first and
+    the last."""
     inputs = world.handle.prepare(sample.open_images(), sample.prompt)  # type: ignore[attr-defined]
     among = inputs.layout.vision_positions().tolist() or list(range(inputs.layout.length))
     return [p for p in among if p not in (world.tokens[0], 0, inputs.layout.length - 1)]
@@ -317,7 +317,7 @@ def test_decompose_mlp_in(world: World) -> None:
     plain = _arm(world, lambda sample: None)
     own = _arm(world, lambda sample: Changes(x=at(sink, lambda x: keep @ x, 0)))
     _effects_are_right(world, effects, "ablated", plain, own)
-    if world.family in GATED:  # behind the norm, what is left has nothing in the span
+    if world.family in GATED:  # after the norm, the rest has no component in the span
         gamma = world.plain.mlp_norm(0).weight
         u = basis / gamma[:, None]
 

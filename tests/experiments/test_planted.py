@@ -1,7 +1,8 @@
-"""A mechanism written into a model is found, and named the cause; where none is written, none is.
+"""A mechanism written into a model is found and named as the cause; without one, none is found.
 
-`tests.sinks.planted` writes it: one neuron of an MLP, whose gate and up rows both are a direction
-that painted cells have, writes massive values, which later layers' keys attract attention by.
+`tests.sinks.planted` writes it: one neuron of an MLP, whose gate and up rows both equal a direction
+that painted cells have, writes massive values, and the keys of later layers use them to attract
+attention.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Made:
     plant: Plant
 
     def run(self, name: str, settings: Any, **more: Any) -> Result:
-        # Sinks are detected by the attention that they get; what makes them is for us to find.
+        # Sinks are detected by the attention they receive; the experiment has to find their cause.
         asked = {"sinks_by": "attention", "controls": 2, **more}
         return run_experiment(self.handle, name, SAMPLES, settings, StudySettings(**asked))
 
@@ -132,14 +133,14 @@ def test_where_nothing_is_planted_nothing_is_found(nothing: Made) -> None:
             with pytest.raises(NoNeuronsError, match=r"top neurons are none.*verdict negative"):
                 nothing.run("ablate-mlp", AblateMLPSettings(layer=layer))
             continue
-        # A few neurons react to what is painted there, and are not what makes the sinks.
+        # A few neurons react to the painted pattern, but they do not cause the sinks.
         ablated = nothing.run("ablate-mlp", AblateMLPSettings(layer=layer)).findings.verdict
         assert ablated is not None and ablated.word == "negative"
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_where_nothing_is_planted_the_verdict_is_negative(nothing: Made, layer: int) -> None:
-    """Also where the user insists on a few neurons that hold little."""
+    """Also if the user insists on a few neurons that hold little of the energy."""
     for name, settings in (
         ("ablate-mlp", AblateMLPSettings(layer=layer, top=2, min_share=0.0)),
         ("ablate-mlp", AblateMLPSettings(layer=layer, what="magnitude")),

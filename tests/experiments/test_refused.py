@@ -1,4 +1,4 @@
-"""What an experiment refuses, and that it refuses it before any pass through the model."""
+"""What an experiment refuses, always before any pass through the model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def count_passes(handle: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> list[i
 
 REFUSED = (
     ("qwen3", "scan", ScanSettings(head=9), {}, r"head is 9; .* has heads 0 to 3"),
-    ("qwen3", "scan", ScanSettings(), {"tokens": (0,)}, "tokens has 0 alone; .* such as"),
+    ("qwen3", "scan", ScanSettings(), {"tokens": (0,)}, "tokens has only 0; .* such as"),
     ("qwen3", "scan", ScanSettings(), {"tokens": (0, 1, 99)}, r"tokens has 99.* positions 0 to "),
     ("qwen3", "scan", ScanSettings(), {"dims": (999,)}, r"dims is \(999,\); .* dimensions 0 to "),
     ("qwen3", "decompose-output", DecomposeOutputSettings(3), {}, r"layer is 3; .* 0 to 2"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, VARSettings
-from sinkscope.experiments.answers import Answered, answered, answered_text
+from sinkscope.experiments.answers import PromptAndAnswer, prompt_and_answer, prompt_and_text
 from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import prefix_of, region_steps, region_test
 from sinkscope.experiments.region_passes import greyed
@@ -33,16 +33,16 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 @pytest.fixture(scope="module")
-def asked(handle: ModelHandle, photo: Image.Image) -> Answered:
+def asked(handle: ModelHandle, photo: Image.Image) -> PromptAndAnswer:
     """Two images; the box is on the second, of 5 x 6 cells."""
     images = [photo.resize((84, 84)), photo.resize((168, 140))]
     inputs = handle.prepare(images, "What is it?")
-    return answered_text(handle, inputs, "a red star at the top.")
+    return prompt_and_text(handle, inputs, "a red star at the top.")
 
 
-def eager(handle: ModelHandle, asked: Answered, keys: tuple[int, ...]) -> np.ndarray:
-    """float64 (T,): log-probabilities by a copy of the model in float64 with eager attention, to
-    whose scores -inf is added where a query behind the images meets one of the keys."""
+def eager(handle: ModelHandle, asked: PromptAndAnswer, keys: tuple[int, ...]) -> np.ndarray:
+    """float64 (T,): log-probabilities from a copy of the model in float64 with eager attention. The
+    scores of queries after the images for one of the keys are set to -inf."""
     model = copy.deepcopy(handle.model).double()
     model.set_attn_implementation({"text_config": "eager"})
     tensors = dict(asked.inputs.tensors)
@@ -70,7 +70,7 @@ def eager(handle: ModelHandle, asked: Answered, keys: tuple[int, ...]) -> np.nda
 
 @pytest.mark.parametrize("batch_tokens", [None, 200])
 def test_cut_equals_eager_attention_in_float64(
-    handle: ModelHandle, asked: Answered, batch_tokens: int | None
+    handle: ModelHandle, asked: PromptAndAnswer, batch_tokens: int | None
 ) -> None:
     settings = RegionSettings(random_boxes=5, batch_tokens=batch_tokens)
     effect = region_test(handle, asked, BOX, settings)
@@ -86,7 +86,7 @@ def test_cut_equals_eager_attention_in_float64(
     assert "".join(effect.texts) == "a red star at the top."
 
 
-def test_a_prefix_that_is_there_gives_the_same(handle: ModelHandle, asked: Answered) -> None:
+def test_a_prefix_that_is_there_gives_the_same(handle: ModelHandle, asked: PromptAndAnswer) -> None:
     settings = RegionSettings(random_boxes=5)
     own = region_test(handle, asked, BOX, settings)
     given = region_test(handle, asked, BOX, settings, prefix=prefix_of(handle, asked))
@@ -94,7 +94,7 @@ def test_a_prefix_that_is_there_gives_the_same(handle: ModelHandle, asked: Answe
     assert np.array_equal(own.random, given.random)
 
 
-def test_grey_is_the_picture_read_anew(handle: ModelHandle, asked: Answered) -> None:
+def test_grey_is_the_picture_read_anew(handle: ModelHandle, asked: PromptAndAnswer) -> None:
     effect = region_test(handle, asked, BOX, RegionSettings("grey", 3, batch_tokens=200))
     grid = asked.inputs.layout.grids[1]
     for box, changes in ((BOX, effect.changes), *zip(effect.others, effect.random, strict=True)):
@@ -104,7 +104,7 @@ def test_grey_is_the_picture_read_anew(handle: ModelHandle, asked: Answered) -> 
         assert box.pixels(grid) == (x0, y0, x1, y1)
         picture[y0:y1, x0:x1] = np.rint(picture.reshape(-1, 3).mean(0))
         inputs = handle.prepare([asked.inputs.images[0], Image.fromarray(picture)], "What is it?")
-        own = eager(handle, Answered(inputs, asked.answer, asked.texts), ())
+        own = eager(handle, PromptAndAnswer(inputs, asked.answer, asked.texts), ())
         np.testing.assert_allclose(changes, own - eager(handle, asked, ()), rtol=0, atol=5e-5)
     assert np.abs(effect.changes).max() > 1e-3
 
@@ -126,7 +126,7 @@ def test_a_run_is_read_as_it_was_made(handle: ModelHandle, photo: Image.Image) -
     pair = compare(handle, inputs, settings, var)
     assert pair.var.var is not None and pair.var.var["changed"]
     for trace in (pair.baseline, pair.var):
-        asked = answered(handle, trace)
+        asked = prompt_and_answer(handle, trace)
         assert asked.var == (var if trace is pair.var else None)
         for how in ("cut", "grey"):
             effect = region_test(handle, asked, Box(0, 0, 2, 2), RegionSettings(how, 4))
@@ -145,17 +145,17 @@ def test_runs_that_cannot_be_read_again_are_refused(
     trace = generate(handle, handle.prepare([image], "What?"), settings)
     other = load_model(str(save_model(tmp_path, seed=1)), device="cpu", dtype="float32")
     with pytest.raises(ValueError, match=r"This run was made by .* is loaded"):
-        answered(other, trace)
+        prompt_and_answer(other, trace)
     spoken = generate(handle, handle.prepare([image], "What?", "Be brief."), settings)
     with pytest.raises(ValueError, match="it was prepared in another way"):
-        answered(handle, spoken)
+        prompt_and_answer(handle, spoken)
     with pytest.raises(ValueError, match="The answer has no token"):
-        answered(handle, dataclasses.replace(trace, tokens=()))
+        prompt_and_answer(handle, dataclasses.replace(trace, tokens=()))
     with pytest.raises(ValueError, match="The answer has no token"):
-        answered_text(handle, handle.prepare([image], "What?"), "")
+        prompt_and_text(handle, handle.prepare([image], "What?"), "")
 
 
-def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: Answered) -> None:
+def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: PromptAndAnswer) -> None:
     told: list[tuple[int, int, str]] = []
     settings = RegionSettings(random_boxes=9, batch_tokens=300)
     steps = list(
@@ -172,7 +172,7 @@ def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: Answered
 
 
 def test_stop_ends_it_between_passes_and_leaves_nothing_behind(
-    handle: ModelHandle, asked: Answered
+    handle: ModelHandle, asked: PromptAndAnswer
 ) -> None:
     stop = threading.Event()
     seen: list[int] = []
@@ -206,7 +206,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any], words: str) ->
 
 
 def test_a_box_that_is_not_there_is_refused_before_a_pass(
-    handle: ModelHandle, asked: Answered
+    handle: ModelHandle, asked: PromptAndAnswer
 ) -> None:
     with pytest.raises(ValueError, match=r"The box has rows 4 to 5; allowed: rows from 0 to 4"):
         region_test(handle, asked, Box(4, 0, 2, 1, image=1))

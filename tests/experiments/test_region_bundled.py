@@ -12,7 +12,7 @@ from PIL import Image
 from sinkscope.attention_extractor import generate
 from sinkscope.config import GenerationSettings
 from sinkscope.demo.scenes import Scene, scene
-from sinkscope.experiments.answers import Answered, answered
+from sinkscope.experiments.answers import PromptAndAnswer, prompt_and_answer
 from sinkscope.experiments.boxes import Box, box_around
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
@@ -27,13 +27,14 @@ def handle() -> ModelHandle:
     return load_model(str(MODEL), device="cpu", dtype="float32")
 
 
-def described(handle: ModelHandle, drawn: Scene) -> Answered:
+def described(handle: ModelHandle, drawn: Scene) -> PromptAndAnswer:
     inputs = handle.prepare([Image.fromarray(drawn.image)], "Describe the image.")
-    return answered(handle, generate(handle, inputs, GenerationSettings(reference=False)))
+    return prompt_and_answer(handle, generate(handle, inputs, GenerationSettings(reference=False)))
 
 
 def scenes(count: int) -> list[Scene]:
-    """The first scenes whose objects all differ in colour, so that a colour word says which."""
+    """The first scenes whose objects all have different colours, so a colour word identifies
+    one."""
     found: list[Scene] = []
     seed = 100
     while len(found) < count:
@@ -44,7 +45,7 @@ def scenes(count: int) -> list[Scene]:
     return found
 
 
-def background(drawn: Scene, asked: Answered) -> Box:
+def background(drawn: Scene, asked: PromptAndAnswer) -> Box:
     """The box of 2 x 2 cells farthest from every object."""
     objects = [box_around(asked.inputs.layout, thing.box) for thing in drawn.objects]
     grid = asked.inputs.layout.grids[0]
@@ -65,8 +66,8 @@ def background(drawn: Scene, asked: Answered) -> Box:
 
 
 def test_a_named_objects_box_matters_and_background_does_not(handle: ModelHandle) -> None:
-    """Colour words that the answer says once. Both halves are shares over several scenes: one box
-    may always be an exception."""
+    """Colour words that occur once in the answer. Both limits are shares over several scenes,
+    because a single box may be an exception."""
     matters, of_background = [], []
     for drawn in scenes(5):
         asked = described(handle, drawn)
@@ -84,8 +85,8 @@ def test_a_named_objects_box_matters_and_background_does_not(handle: ModelHandle
 
 
 def test_cut_takes_about_a_second_on_two_cores(handle: ModelHandle) -> None:
-    """Processor time of 64 boxes, with the longest answers of the bundled model; a bound far above
-    what is measured (docs), for machines that are slow or busy."""
+    """Processor time of 64 boxes, with the longest answers of the bundled model. The bound is far
+    above the measured time (docs), for slow or busy machines."""
     asked = described(handle, scene(3, 448, 448, min_objects=4, max_objects=4))
     region_test(handle, asked, Box(0, 0), RegionSettings(random_boxes=1))  # warm
     begun = time.process_time()

@@ -1,4 +1,4 @@
-"""A run from outside: progress, stopping, the samples and settings that it takes, its files."""
+"""A run seen from outside: progress, stopping, its samples and settings, its files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_stop_ends_a_run_and_leaves_the_model_as_it_was(handle: ModelHandle) -> 
 
 @pytest.mark.tiny
 def test_answers_are_the_models_own_or_those_given(handle: ModelHandle) -> None:
-    """What is measured of an answer differs with the answer, and not with the samples' order."""
+    """Measurements of an answer depend on the answer, and not on the order of the samples."""
     settings = CutEdgesSettings(queries="later")
 
     def tokens(samples: tuple[TextSample, ...], **more: str) -> list[tuple[str, str]]:
@@ -212,7 +212,7 @@ def test_two_results_side_by_side_keep_what_only_one_has() -> None:
     draw(chart)
     with pytest.raises(ValueError, match="A comparison is given; allowed: two results of one run"):
         compare(made(1.0), both)
-    # Of one model, what differs in the settings tells them apart.
+    # For the same model, differing settings distinguish them.
     other = dataclasses.replace(made(2.0), settings={"experiment": {"layer": 3}})
     (table,) = compare(made(1.0), other).findings.tables
     assert table.title == "A table: A (layer 1) and B (layer 3)"

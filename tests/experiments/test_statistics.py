@@ -1,4 +1,4 @@
-"""Sums, intervals, controls and verdicts by themselves, against the same written out by hand."""
+"""Sums, intervals, controls and verdicts on their own, against the same written out by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sinkscope.experiments.controls import (
     random_tokens,
 )
 from sinkscope.experiments.decompose_mlp_in import effective_rank
-from sinkscope.experiments.neurons import Energy, Held, NoNeuronsError, dims_for, median
+from sinkscope.experiments.neurons import Energy, JointShares, NoNeuronsError, dims_for, median
 from sinkscope.experiments.roles import groups, sinks_of
 from sinkscope.experiments.settings import StudySettings, token_groups
 from sinkscope.experiments.streaming import (
@@ -56,7 +56,7 @@ def test_a_spread_knows_its_ends() -> None:
     same, opposite, one = Vectors(), Vectors(), Vectors()
     vector = drawn(1, 9)
     for _ in range(4):
-        same.add(3 * vector)  # in any length the direction is one
+        same.add(3 * vector)  # the direction does not depend on the length
     opposite.add(torch.cat([vector, -vector]))
     one.add(vector)
     assert float(same.spread()) < 1e-12
@@ -89,7 +89,7 @@ def test_of_many_samples_the_spread_keeps_blocks_and_says_the_same() -> None:
     assert found.low < found.value < found.high
     exact = few.interval(Resampling(BLOCKS, 300, 0.9, 0))
     assert exact == Resampling(BLOCKS, 300, 0.9, 0).of(few.resampled)
-    # Blocks resample about as samples do: twice the samples, an interval narrower by sqrt(2).
+    # Blocks resample about like samples: with twice the samples, the interval is sqrt(2) narrower.
     ratio = (found.high - found.low) / (exact.high - exact.low)
     assert 0.5 < ratio < 0.95
     assert len(kept._sums) <= BLOCKS
@@ -147,7 +147,7 @@ def test_a_random_basis_is_orthogonal_to_the_found_one() -> None:
     torch.testing.assert_close(other.T @ other, torch.eye(3).double(), atol=1e-12, rtol=0)
     assert not torch.equal(other, random_basis(found, 5))
     one, two = drawn(20, 2).unbind(1)
-    mixed = orthonormal(torch.stack([one, 2 * one, one + two], 1))  # the second hangs on the first
+    mixed = orthonormal(torch.stack([one, 2 * one, one + two], 1))  # the second repeats the first
     assert mixed.shape == (20, 2)
     torch.testing.assert_close(mixed @ (mixed.T @ two), two)
     with pytest.raises(ValueError, match="leave no room"):
@@ -181,8 +181,8 @@ def test_auc_counts_pairs_and_ties_half() -> None:
     ("removed", "control", "holds"),
     [
         ((0.9, 0.85, 0.95), (0.1, 0.05, 0.15), True),
-        ((0.79, 0.7, 0.85), (0.1, 0.05, 0.15), False),  # too little goes
-        ((0.9, 0.85, 0.95), (0.21, 0.2, 0.25), False),  # a control takes too much
+        ((0.79, 0.7, 0.85), (0.1, 0.05, 0.15), False),  # too little disappears
+        ((0.9, 0.85, 0.95), (0.21, 0.2, 0.25), False),  # a control has too large an effect
         ((0.9, 0.1, 1.7), (0.1, 0.0, 0.3), False),  # intervals overlap
         ((0.9, math.nan, math.nan), (0.1, math.nan, math.nan), False),  # one sample
     ],
@@ -213,12 +213,12 @@ def test_both_conditions_make_it_positive() -> None:
 RESAMPLING_2 = Resampling(2, 100, 0.9, 0)
 
 
-def held(samples: list[torch.Tensor], count: int | None) -> Held:
+def held(samples: list[torch.Tensor], count: int | None) -> JointShares:
     """Two passes over samples of z."""
     energy = Energy()
     for z in samples:
         energy.add(z)
-    made = Held(energy.order, count)
+    made = JointShares(energy.order, count)
     for z in samples:
         made.add(z)
     return made
@@ -239,7 +239,7 @@ def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
 
 def test_of_an_even_number_of_samples_the_median_lies_between_the_two_in_the_middle() -> None:
     assert median(torch.tensor([0.9, 0.1, 0.5, 0.6])) == pytest.approx(0.55)
-    # Shares of neuron 0; the lower one alone would not reach 0.55.
+    # Shares of neuron 0; the lower one would not reach 0.55.
     z = [torch.tensor([[strong, 1 - strong]]).sqrt() for strong in (0.5, 0.62)]
     assert held(z, 1).top(0.55, 0).tolist() == [0]
 

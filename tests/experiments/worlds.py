@@ -1,4 +1,4 @@
-"""Two-layer models of each family in float64 with samples: as the project loads them, and plain."""
+"""Two-layer models of each family in float64 with samples: loaded by the project, and plain."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class World:
-    """A model twice, samples, and the tokens that are looked at; the first is the sink.
+    """A model in two forms, samples, and the tokens of interest; the first of them is the sink.
 
     Attributes:
         handle: as the project loads it, in float64.
-        plain: the same weights, without the project.
-        samples: with an answer each.
+        plain: the same weights, without the project's code.
+        samples: each with an answer.
         tokens: positions.
     """
 
@@ -85,7 +85,7 @@ class World:
         return seen, float(own.mean())
 
     def prompt(self, sample: AnySample, changes: Changes | None = None) -> Seen:
-        """A pass over the prompt alone."""
+        """A pass over only the prompt."""
         return self.plain.run(self.inputs(sample)[0], changes)
 
 

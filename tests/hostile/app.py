@@ -1,10 +1,10 @@
-"""App processes that write runs without end and tell of each: what is killed in `test_kills`.
+"""App processes that write runs endlessly and report each: `test_kills` kills them.
 
     python -m tests.hostile.app
 
-For each folder that it reads, a line each, one app is started on it: a fork, so that what takes
-long, the imports, happens once. It tells `started PID`, then the id of each run when the page would
-know of it, and `ended` when the process is gone.
+For each line it reads, the name of a folder, it starts one app on that folder as a fork, so that
+the slow imports happen once. It prints `started PID`, then the id of each run at the time when the
+page would know it, and `ended` when the process is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from sinkscope.web.runs.store import Run
 from tests.hostile.readers import png
 from tests.web.conftest import Site, start_site
-from tests.web.outside import file_of, outcome, post, send, upload
+from tests.web.raw_requests import file_of, outcome, post, send, upload
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 

@@ -1,4 +1,4 @@
-"""The page in Chromium, as the page's own tests open it."""
+"""The page in Chromium, opened as in the page's own tests."""
 
 from tests.web.conftest import open_page
 

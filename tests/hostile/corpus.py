@@ -1,4 +1,4 @@
-"""Hostile values, texts and files, made by seed: the same number gives the same input anywhere."""
+"""Hostile values, texts and files, made from a seed: the same number gives the same input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 TRILLION = 10**12
-# What stands where something else should.
+# Values put in the place of expected ones.
 SCALARS: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 7, TRILLION, -TRILLION, 2**31, 2**53 + 1, 2**63, 2**64 - 1,
     0.0, -0.0, 0.5, -0.5, 1e308, -1e308, 5e-324,
@@ -42,7 +42,7 @@ def places(plain: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def changed(plain: Any, rng: random.Random) -> Any:
-    """A copy of a value with one to three of its inner values changed, missing or there twice."""
+    """A copy of a value with one to three of its inner values changed, missing or duplicated."""
     made = copy.deepcopy(plain)
     for _ in range(rng.randint(1, 3)):
         found = list(places(made))
@@ -62,7 +62,7 @@ def changed(plain: Any, rng: random.Random) -> Any:
 
 
 def garbled(data: bytes, rng: random.Random) -> bytes:
-    """Bytes of a file with a part flipped, cut off, doubled, put in or blanked."""
+    """Bytes of a file with a part flipped, cut off, doubled, inserted or blanked."""
     made = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(made) + 1)
@@ -90,7 +90,8 @@ PIECES = (
 
 
 def json_bombs(size: int = 300_000) -> dict[str, bytes]:
-    """JSON texts that cost more than they say, or that two readers take differently, by name."""
+    """JSON texts that cost more than their size suggests, or that parsers read differently, by
+    name."""
     return {
         "empty": b"",
         "lists in lists": b"[" * size,
@@ -134,5 +135,5 @@ def toml_bombs(size: int = 50_000) -> dict[str, bytes]:
 
 
 def encoded(plain: Any) -> bytes:
-    """JSON, as careless programs write it: with NaN where there is one."""
+    """JSON as careless programs write it: including NaN."""
     return json.dumps(plain).encode()

@@ -1,8 +1,8 @@
-"""What no hostile input may do: take long, fill the memory, crash, name a place of the machine, or
+"""What no hostile input may do: take long, fill the memory, crash, reveal a path of the server, or
 touch a file that is not the app's.
 
-SINKSCOPE_HOSTILE=10000 is the long form: so many inputs over all parsers and endpoints. Without it
-some hundred are tried, by the same seeds.
+SINKSCOPE_HOSTILE=10000 runs the long form with that many inputs over all parsers and endpoints.
+Without it some hundred are tried, with the same seeds.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 LONG = int(os.environ.get("SINKSCOPE_HOSTILE", "0"))
-SECONDS = 1.0  # of the processor, for one file; a busy machine changes nothing about it
-ANSWER_SECONDS = 5.0  # on the clock, for one answer of the server
+SECONDS = 1.0  # processor time for one file, so that a busy machine does not matter
+ANSWER_SECONDS = 5.0  # processor time for one answer (the app runs in the tests' process)
+WAITED_SECONDS = 60.0  # wall time; on a busy machine much longer than processor time
 BYTES = 1_000_000_000  # above idle
 
 
 def share(part: float, short: int) -> int:
-    """How many inputs a test tries: its part of the long form, or `short`."""
+    """How many inputs a test tries: its share of the long form, or `short`."""
     return max(short, int(LONG * part)) if LONG else short
 
 
 def memory(what: str = "VmRSS") -> int:
-    """Bytes that this process takes (`VmHWM`: has taken at most)."""
+    """Bytes that this process uses (`VmHWM`: the maximum so far)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{what}:"):
             return int(line.split()[1]) * 1024
@@ -36,18 +37,18 @@ def memory(what: str = "VmRSS") -> int:
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """The most that is taken inside is not a gigabyte above what was taken before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    """Check that memory inside grows by less than a gigabyte."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here
     idle = memory()
     yield
     assert memory("VmHWM") - idle < BYTES, f"{(memory('VmHWM') - idle) / 1e6:.0f} MB above idle"
 
 
 def refused_or_read(read: Any, *folders: Path) -> str:
-    """Call a reader: it gives a value, or refuses with one line that names no folder.
+    """Call a reader: it must return a value, or refuse with one line that names no folder.
 
     Returns:
-        What it said; "" where it read.
+        The refusal; "" if it read the input.
     """
     begun = time.process_time()
     try:
@@ -64,10 +65,10 @@ def refused_or_read(read: Any, *folders: Path) -> str:
 
 
 class Touched:
-    """Files that are written, or looked for by a hostile name, outside of some folders.
+    """Files that are written, or looked up by a hostile name, outside some folders.
 
-    Python tells of each file that it opens (an audit hook, which cannot be taken away again: this
-    one is silent outside of the `with`).
+    Python reports each file that it opens to an audit hook. Hooks cannot be removed, so this one
+    does nothing outside the `with`.
     """
 
     def __init__(self, *own: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every reader of files from outside, with a sound file for each to begin from."""
+"""Every reader of files from outside, with a valid file for each as a starting point."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sinkscope.methods.heads import HeadList
 from sinkscope.models.adapters import check_adapter
 from sinkscope.models.images import open_image
 from sinkscope.models.profiles import read_profile
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
 from sinkscope.records.sources import file_source
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.validating.validation import Validation
@@ -42,11 +42,11 @@ class Reader:
     """One reader.
 
     Attributes:
-        name: of the kind of file.
-        file: what the file is called.
-        sound: its bytes where nothing is wrong.
-        read: reads it; whatever a reader gives is also used, for what opens is shown.
-        kind: `json`, `toml`, `lines`, `table`, `text` or `trace`: which attacks make sense.
+        name: the kind of file.
+        file: the file's name.
+        sound: bytes of a valid file.
+        read: reads it; the result is also used, because opened files are shown.
+        kind: `json`, `toml`, `lines`, `table`, `text` or `trace`: selects suitable attacks.
     """
 
     name: str
@@ -63,7 +63,7 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def joined(header: dict[str, Any], about: Any, tensors: bytes) -> bytes:
-    """A trace file whose header has the right checksum, whatever it says."""
+    """A trace file whose header has the right checksum, whatever its content."""
     metadata = {**header["__metadata__"], FORMAT: json.dumps(about)}
     table = {
         name: (part["dtype"], tuple(part["shape"]))
@@ -102,7 +102,7 @@ def _lazily(path: Path) -> None:
 
 
 def _rows(path: Path) -> None:
-    list(file_source(path, Beside(path.parent), path.name).rows())
+    list(file_source(path, FolderPictures(path.parent), path.name).rows())
 
 
 def _results() -> bytes:
@@ -174,7 +174,7 @@ def _lines(rows: list[Any]) -> bytes:
 
 
 def _run_json(path: Path) -> None:
-    """run.json alone: the traces beside it are sound."""
+    """Only run.json is attacked: the traces beside it are valid."""
     for name in ("baseline", "var"):
         target = path.parent / f"{name}.safetensors"
         if not target.exists():

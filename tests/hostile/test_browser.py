@@ -1,4 +1,4 @@
-"""What the page's scripts read from outside: addresses, and lists in the browser's own storage."""
+"""Input of the page's scripts from outside: addresses, and lists in the browser's storage."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_the_page_opens_with_any_address_and_storage(open_page: Any, site: Site) -> None:
-    """No error on the console, and the example is there."""
+    """No error on the console, and the example is shown."""
     page = open_page(site.url)
     lists = [one for one in kept_lists(4) if one is not None][-6:]
     for hash_, kept in zip(addresses(share(0.001, 3)), lists * 100, strict=False):
@@ -209,6 +209,7 @@ def test_the_page_opens_with_any_address_and_storage(open_page: Any, site: Site)
 
 
 def test_the_corpus_reaches_what_is_looked_for() -> None:
-    """That it has what once did harm, so that nobody thins it out unseen."""
+    """The corpus still contains inputs that once did harm, so that nobody removes them
+    unnoticed."""
     assert {"pair", None, 10**12, "/proc/kmsg"} <= set(SCALARS)
     assert b"NaN" in PIECES and b"[" * 200 in PIECES

@@ -18,9 +18,9 @@ from sinkscope.web.runs.store import Run
 from sinkscope.web.server.events import UNKNOWN_EVENT
 from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value
-from tests.hostile.limits import ANSWER_SECONDS, Touched, bounded_memory, share
+from tests.hostile.limits import ANSWER_SECONDS, WAITED_SECONDS, Touched, bounded_memory, share
 from tests.web.conftest import Site, start_site
-from tests.web.outside import MULTIPART, file_of, form, send, upload
+from tests.web.raw_requests import MULTIPART, file_of, form, send, upload
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
@@ -57,20 +57,21 @@ def run_id(site: Site) -> str:
 
 
 class Client:
-    """Sends requests, and holds each answer to what all answers must be."""
+    """Sends requests, and checks each answer against the rules for all answers."""
 
     def __init__(self, site: Site) -> None:
         self.site, self.slowest, self.count = site, 0.0, 0
 
     def send(self, path: str, body: bytes | None, **options: Any) -> tuple[int, str]:
-        begun = time.monotonic()
+        begun, begun_computing = time.monotonic(), time.process_time()
         status, text = send(self.site, path, body, **options)
-        took = time.monotonic() - begun
+        took, computed = time.monotonic() - begun, time.process_time() - begun_computing
         self.slowest, self.count = max(self.slowest, took), self.count + 1
         shown = (
             f"{options.get('method', 'POST')} {path[:200]} {(body or b'')[:300]!r}: {text[:300]}"
         )
-        assert took < ANSWER_SECONDS, f"{took:.1f} s: {shown}"
+        assert computed < ANSWER_SECONDS, f"{computed:.1f} s of the processor: {shown}"
+        assert took < WAITED_SECONDS, f"{took:.1f} s: {shown}"
         assert status < 500, f"{status}: {shown}"
         self.look(text, shown)
         return status, text
@@ -81,11 +82,11 @@ class Client:
 
 
 def harmless(site: Site, act: Callable[[Client, random.Random], None], count: int) -> None:
-    """Act so often; nothing is written outside the app's folders, and the app still answers."""
+    """Repeat an action; nothing is written outside the app's folders, and the app still answers."""
     from gradio.utils import get_upload_folder
 
     client, rng = Client(site), random.Random(count)
-    client.send("/", None, method="GET", kind=None)  # what is loaded late is loaded now
+    client.send("/", None, method="GET", kind=None)  # late imports happen now
     cache = Path(site.app.settings.app.cache_dir)
     faults: list[str] = []
     with Touched(cache, cache.parent, Path(get_upload_folder())) as touched, bounded_memory():
@@ -204,7 +205,7 @@ def test_arguments_of_the_api(site: Site, run_id: str) -> None:
             shown = f"{name} {json.dumps(data)[:400]}: {said[:400]}"
             client.look(said, shown)
             assert UNFORESEEN not in json.loads(json.dumps(said)), shown
-            assert time.monotonic() - begun < 3 * ANSWER_SECONDS, shown
+            assert time.monotonic() - begun < WAITED_SECONDS, shown
 
     harmless(site, act, share(0.15, 40))
 

@@ -1,6 +1,6 @@
-"""kill -9 while an app writes runs: every run that it told of, and every one in its folder, opens.
+"""kill -9 while an app writes runs: every reported run, and every one in its folder, can be opened.
 
-SINKSCOPE_KILLS=50 is the long form.
+SINKSCOPE_KILLS=50 runs the long form.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("SINKSCOPE_KILLS", "3"))
 
 @pytest.fixture
 def apps(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """What starts an app for each folder that it is told."""
+    """The process that starts an app for each folder sent to it."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     command = [sys.executable, "-m", "tests.hostile.app"]
@@ -61,7 +61,7 @@ def test_every_listed_run_opens_after_a_kill(
 
 
 def _until_killed(apps: subprocess.Popen[str], folder: Path, after: float) -> list[str]:
-    """Have an app started, and kill it `after` seconds behind its first run; the ids it told."""
+    """Have an app started, and kill it `after` seconds after its first run; the reported ids."""
     assert apps.stdin is not None and apps.stdout is not None
     apps.stdin.write(f"{folder}\n")
     apps.stdin.flush()
@@ -73,5 +73,5 @@ def _until_killed(apps: subprocess.Popen[str], folder: Path, after: float) -> li
     while not told[-1].endswith("ended\n"):
         told.append(apps.stdout.readline())
         assert told[-1], "it is gone"
-    # What was being told when the app died has no end of its own.
+    # A report that the kill interrupted has no line end.
     return [line.strip() for line in told if not line.endswith("ended\n")]

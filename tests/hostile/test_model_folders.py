@@ -1,4 +1,4 @@
-"""Files of a model's folder from outside: whoever shares a checkpoint chooses them."""
+"""Files of a model's folder come from outside: whoever shares a checkpoint chooses them."""
 
 from __future__ import annotations
 

@@ -22,26 +22,26 @@ from sinkscope.config import (
 )
 from sinkscope.evaluation.settings import RunSettings
 from sinkscope.experiments.settings import ScanSettings, StudySettings
-from sinkscope.outside import (
+from sinkscope.records.formats import record_of
+from sinkscope.records.record import RecordError
+from sinkscope.records.values import listed
+from sinkscope.setting import index_list, read_all, user_settings
+from sinkscope.setting.reading import HIGHEST_INDEX
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.untrusted import (
     DEEPEST,
     Bounds,
-    OutsideError,
+    UntrustedFileError,
     check_json,
     parse_json,
     parse_toml,
     walk,
 )
-from sinkscope.records.formats import record_of
-from sinkscope.records.record import RecordError
-from sinkscope.records.values import listed
-from sinkscope.setting import index_list, offered, read_all
-from sinkscope.setting.reading import HIGHEST_INDEX
-from sinkscope.sinks.settings import FindSettings
 from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.evaluate.request import EvaluateRequest
 from sinkscope.web.experiments.request import ExperimentRequest
 from sinkscope.web.explore.model_events import model_wanted
-from sinkscope.web.runs.form_values import filled
+from sinkscope.web.runs.form_values import control_values
 from sinkscope.web.runs.request import Request, parse_indices
 from sinkscope.web.server.bodies import Refused, parse
 from sinkscope.web.sinks.request import SinksRequest
@@ -84,7 +84,7 @@ def test_what_is_sound_json_is_read_as_it_is(value: Any) -> None:
     text = json.dumps(value)
     try:
         made = parse_json(text)
-    except OutsideError:
+    except UntrustedFileError:
         assert not finite(value) or "e+" in text or "E" in text or len(text) > 4000
     else:
         assert finite(value) and json.dumps(made) == text
@@ -96,7 +96,7 @@ def test_what_is_sound_json_is_read_as_it_is(value: Any) -> None:
 def test_any_text_is_json_or_refused(text: str) -> None:
     try:
         made = parse_json(text)
-    except OutsideError:
+    except UntrustedFileError:
         return
     assert made == json.loads(text)
 
@@ -111,7 +111,7 @@ def test_levels_are_counted_and_texts_are_not(deep: int, allowed: int, text: str
     if deep <= allowed:
         check_json(json.dumps(value), bounds)
     else:
-        with pytest.raises(OutsideError, match="nested too deeply"):
+        with pytest.raises(UntrustedFileError, match="nested too deeply"):
             check_json(json.dumps(value), bounds)
 
 
@@ -120,7 +120,7 @@ def test_levels_are_counted_and_texts_are_not(deep: int, allowed: int, text: str
 def test_any_bytes_are_toml_or_refused(data: bytes) -> None:
     try:
         made = parse_toml(data)
-    except OutsideError:
+    except UntrustedFileError:
         return
     assert isinstance(made, dict) and finite(made)
 
@@ -131,7 +131,7 @@ def test_levels_of_toml_are_bounded() -> None:
         if level < DEEPEST:
             assert list(parse_toml(text)) == ["a"]
         else:
-            with pytest.raises(OutsideError, match="nested too deeply"):
+            with pytest.raises(UntrustedFileError, match="nested too deeply"):
                 parse_toml(text)
 
 
@@ -172,7 +172,7 @@ def test_indices_of_another_type_are_refused(value: Any) -> None:
 @many
 @given(st.data())
 def test_settings_of_any_type_are_made_or_refused(cls: type[Any], data: Any) -> None:
-    names = [one.field for one in offered(cls)]
+    names = [one.field for one in user_settings(cls)]
     said = data.draw(st.dictionaries(st.sampled_from(names), values, max_size=3))
     try:
         from_mapping(cls, said, "[x]")
@@ -184,7 +184,7 @@ def test_settings_of_any_type_are_made_or_refused(cls: type[Any], data: Any) -> 
 @many
 @given(st.data())
 def test_controls_of_any_type_are_read_or_refused(cls: type[Any], data: Any) -> None:
-    names = [one.name for one in offered(cls)]
+    names = [one.name for one in user_settings(cls)]
     said = data.draw(st.dictionaries(st.sampled_from(names), values, max_size=3))
     try:
         cls(**read_all(cls, said))
@@ -195,7 +195,7 @@ def test_controls_of_any_type_are_read_or_refused(cls: type[Any], data: Any) -> 
 
 
 def asked(said: dict[str, Any]) -> None:
-    Request(None, "", True, said=said).settings(Settings())
+    Request(None, "", True, values=said).settings(Settings())
 
 
 REQUESTS: dict[str, Callable[..., Any]] = {
@@ -205,7 +205,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "experiment": lambda **said: ExperimentRequest("scan", own=said, study=said).check(),
     "generate": lambda **said: asked(said),
     "load": lambda **said: model_wanted(Settings(), ["demo"], {"model": "demo", **said}),
-    "form": lambda **said: filled(said, None),
+    "form": lambda **said: control_values(said, None),
 }
 FIELDS = {
     "sinks": ("source", "prompt", "samples", "held_out", "top_percent", "seed"),
@@ -214,7 +214,9 @@ FIELDS = {
         "seed",
     ),
     "experiments": ("name", "source", "prompt", "samples"),
-    "experiment": tuple(one.name for one in (*offered(ScanSettings), *offered(StudySettings))),
+    "experiment": tuple(
+        one.name for one in (*user_settings(ScanSettings), *user_settings(StudySettings))
+    ),
     "generate": ("max_new_tokens", "temperature", "seed", "decoding", "top_k", "unknown"),
     "load": ("model", "revision", "device", "dtype", "min_pixels", "max_pixels"),
     "form": ("prompt", "compare", "same_text", "tau", "dims", "keep", "seed", "decoding"),

@@ -1,4 +1,4 @@
-"""Every reader of files from outside against every kind of damage: a value, or one sentence."""
+"""Every reader of files from outside, with every kind of damage: a value, or one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.outside import open_regular
+from sinkscope.untrusted import open_regular
 from tests.hostile.corpus import (
     TRILLION,
     changed,
@@ -26,15 +26,15 @@ from tests.hostile.readers import READERS, Reader, joined, split, trace_bytes
 
 EACH = share(0.5 / len(READERS), 12)  # of the long form half are files
 BOMBS = {"json": json_bombs, "lines": json_bombs, "toml": toml_bombs}
-# Rows that are read one by one may be many: memory stays, time is that of so many rows.
+# There may be many rows, read one by one: memory stays constant, time grows with the rows.
 ROW_BY_ROW = ("JSON lines", "JSON list", "held list", "COCO")
-# What a command line's user named, and gets back as it was written.
+# Names given by a user of the command line are returned as they were written.
 OWN_PATH = ("targets", "COCO", "image")
 TRACES = tuple(reader for reader in READERS if reader.kind == "trace")
 
 
 def attack(reader: Reader, folder: Path, inputs: Callable[[bytes, random.Random], bytes]) -> None:
-    """Read so many inputs; before them the sound file, which must open."""
+    """Read this many inputs, after the valid file, which must open."""
     path, sound = folder / reader.file, reader.sound()
     path.write_bytes(sound)
     reader.read(path)
@@ -52,13 +52,13 @@ def test_bytes_that_are_damaged(reader: Reader, tmp_path: Path) -> None:
 
 
 def other_values(sound: bytes, rng: random.Random) -> bytes:
-    """Sound JSON with other values in it; of a file of lines, in one of the lines."""
+    """Valid JSON with other values in it; in a file of lines, in one of the lines."""
     *before, line = sound.strip().split(b"\n") if b"\n{" in sound else [sound]
     return b"\n".join([*before, json.dumps(changed(json.loads(line), rng)).encode()]) + b"\n"
 
 
 def other_header(sound: bytes, rng: random.Random) -> bytes:
-    """A trace with other values in its JSON part or its table, signed as its writer would."""
+    """A trace with other values in its JSON part or its table, with correct checksums."""
     header, tensors = split(sound)
     about = json.loads(header["__metadata__"]["sinkscope-trace"])
     if rng.random() < 0.8:
@@ -101,7 +101,7 @@ def test_texts_that_cost_more_than_they_say(reader: Reader, tmp_path: Path) -> N
 
 
 def no_file(kind: str, path: Path) -> None:
-    """Put something at the path that is no regular file."""
+    """Put something at the path that is not a regular file."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
@@ -137,7 +137,7 @@ def test_what_is_no_file_is_refused_at_once(reader: Reader, kind: str, tmp_path:
 @pytest.mark.parametrize("reader", TRACES, ids=lambda one: one.name)
 @pytest.mark.parametrize("key", ["length", "stop", "start", "rows", "columns", "positions", "t"])
 def test_a_trace_of_a_trillion(reader: Reader, key: str, tmp_path: Path) -> None:
-    """`stop = 10^12` once took 17.5 GB."""
+    """`stop = 10^12` once used 17.5 GB."""
     header, tensors = split(reader.sound())
     text = header["__metadata__"]["sinkscope-trace"]
     path = tmp_path / reader.file
@@ -178,7 +178,7 @@ def _set(plain: Any, key: str, index: int) -> None:
 
 
 def test_a_trillion_tokens_that_take_no_bytes(tmp_path: Path) -> None:
-    """No token was kept, so that no tensor has a byte, and everything fits but the prompt."""
+    """No token was kept, so no tensor has any bytes, and everything fits except the prompt."""
     header, _ = split(trace_bytes())
     about = json.loads(header["__metadata__"]["sinkscope-trace"])
     image = header["image_0"]
@@ -224,7 +224,7 @@ def test_a_trillion_tokens_that_take_no_bytes(tmp_path: Path) -> None:
 
 
 def damaged_trace(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> str:
-    """What is said of a trace that is changed and signed."""
+    """The error for a trace that was changed and signed again."""
     header, tensors = split(trace_bytes())
     about = json.loads(header["__metadata__"]["sinkscope-trace"])
     change(about)
@@ -235,7 +235,7 @@ def damaged_trace(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> st
 
 
 def test_a_map_of_more_cells_than_an_image_has(tmp_path: Path) -> None:
-    """A view over a millionth of an image makes a map of a million times its cells."""
+    """A view over a millionth of an image makes a map with a million times its cells."""
 
     def change(about: dict[str, Any]) -> None:
         grid = about["layout"]["grids"][0]
@@ -260,7 +260,7 @@ def test_a_report_of_var_is_one(report: Any, words: str, tmp_path: Path) -> None
 
 
 def test_a_row_of_commas_is_no_row(tmp_path: Path) -> None:
-    """Each cell that holds nothing takes memory too."""
+    """Empty cells use memory too."""
     path = tmp_path / "a.csv"
     path.write_bytes(b"a" + b"," * 20_000_000)
     reader = next(one for one in READERS if one.name == "CSV")
@@ -272,7 +272,7 @@ def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: Any) ->
     """Opening already changes some devices."""
     os.mkfifo(tmp_path / "pipe")
     opened: list[object] = []
-    monkeypatch.setattr("sinkscope.outside.os.open", lambda *path: opened.append(path))
+    monkeypatch.setattr("sinkscope.untrusted.os.open", lambda *path: opened.append(path))
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(OSError) as caught:
             open_regular(path)
@@ -289,10 +289,10 @@ def test_what_becomes_a_pipe_behind_the_look_is_not_waited_for(
 
     def look(about: os.stat_result) -> None:
         looks.append(about)
-        if len(looks) > 1:  # the first one saw a file, which somebody then replaced
-            raise OSError(errno.EINVAL, "it is no regular file")
+        if len(looks) > 1:  # the first look saw a file, which was then replaced
+            raise OSError(errno.EINVAL, "it is not a regular file")
 
-    monkeypatch.setattr("sinkscope.outside._check_regular", look)
+    monkeypatch.setattr("sinkscope.untrusted._check_regular", look)
     said: list[object] = []
 
     def act() -> None:

@@ -1,7 +1,7 @@
 """Interventions on rows in a running model, against dense attention matrices in the eager model.
 
-What an intervention writes is `rows` alone; the output of a fused prefill follows from one generic
-correction. VAR's own fast correction is held to it.
+An intervention only defines `rows`; the output of a fused prefill follows from one generic
+correction. VAR's own fast correction is compared with it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sinkscope.capture.probes.rows import Rows
 from sinkscope.capture.probes.values import Values
 from sinkscope.capture.session import attached
 from sinkscope.config import VARSettings
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.interventions.var.intervention import VARIntervention
 from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import NO_END, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -50,7 +50,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 @dataclass(frozen=True)
 class Damp(Intervention):
-    """Multiplies the attention to one key and leaves the rest: rows do not sum to 1 any more."""
+    """Multiplies the attention to one key and leaves the rest, so rows no longer sum to 1."""
 
     key: int
     factor: float
@@ -109,11 +109,11 @@ def test_rows_alone_are_enough(
     monkeypatch.setattr(attention, "CHUNK", at_once)
     end, key = inputs.layout.length, inputs.layout.grids[0].positions[0] + 2
     span = {
-        "everywhere": range(EVER),
+        "everywhere": range(NO_END),
         "a few": range(key + 1, end - 3),
     }.get(where)
     layers = (2,) if where == "one layer" else None
-    acts = span or range(inputs.layout.after_images, EVER)
+    acts = span or range(inputs.layout.after_images, NO_END)
 
     def dense(layer: int, weights: Tensor, first: int) -> Tensor:
         new = weights.clone()
@@ -124,7 +124,7 @@ def test_rows_alone_are_enough(
 
     with eager(handle, dense):
         right = generate(handle, inputs)
-    rows = Rows(positions=range(end - 5, EVER))
+    rows = Rows(positions=range(end - 5, NO_END))
     damp = Damp(key, 0.1, layers, span)
     with attached(handle, inputs, [rows], [damp], new_tokens=NEW) as session:
         ours = generate(handle, inputs)
@@ -155,9 +155,9 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
     for name, change in (
         ("plain", []),
         ("same", [Same()]),
-        ("damp", [Damp(key, 0.1, (2,), range(end - 2, EVER))]),
+        ("damp", [Damp(key, 0.1, (2,), range(end - 2, NO_END))]),
     ):
-        probe = Values(At("attn_out", (2,)))
+        probe = Values(SiteSelection("attn_out", (2,)))
         with attached(handle, inputs, [probe], change) as session:
             handle.model(**inputs.tensors)
         outputs[name] = session[probe][2]
@@ -170,9 +170,9 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
 
 
 class _Slow(VARIntervention):
-    """VAR that has `rows` alone."""
+    """VAR with only `rows`."""
 
-    correct = Acting.correct
+    correct = ActiveIntervention.correct
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class SlowVAR(VAR):
 
 @pytest.fixture(scope="module")
 def var(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
-    """A tau between two scores, under which a few tokens are sinks and several heads qualify."""
+    """A tau between two scores, for which a few tokens are sinks and several heads qualify."""
     probe = VARSettings(DIMS, tau=0.0, layers=(1, 2), min_image_mass=0.0, max_sink_share=1.0)
     every = VAR((probe,))
     with attached(handle, inputs, interventions=[every]) as session:
@@ -208,7 +208,7 @@ def test_the_fast_correction_is_the_generic_one(
     monkeypatch.setattr("sinkscope.interventions.var.correction.FEW_WEIGHTS", 0)  # by log-sum-exps
     found = {}
     for name, kind in (("fast", VAR), ("generic", SlowVAR)):
-        var_here, stream = kind((own,)), Values(At("block_out"))
+        var_here, stream = kind((own,)), Values(SiteSelection("block_out"))
         with attached(handle, inputs, [stream], [var_here], new_tokens=NEW) as session:
             logits = generate(handle, inputs).logits
         found[name] = (session[stream], logits, session[var_here].report())
@@ -227,7 +227,7 @@ def test_the_fast_correction_is_the_generic_one(
 def test_the_fast_correction_is_taken_only_where_var_is_alone(
     handle: ModelHandle, inputs: PromptInputs, var: VARSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together with another change the rows go through both, in order."""
+    """Together with another change, rows pass through both, in order."""
     corrected: list[int] = []
     real = VARIntervention.correct
 

@@ -19,7 +19,7 @@ from sinkscope.models.family import PromptInputs, PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 MODEL = ModelInfo("m", "r", "f", "float32", "cpu", layers=2, heads=1, hidden_size=8)
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 
 def told(inputs: PromptInputs, answer: tuple[int, ...] = ANSWER) -> dict[str, torch.Tensor]:
-    """The prompt's tensors with the answer behind them."""
+    """The prompt's tensors followed by the answer."""
     made = dict(inputs.tensors)
     ids = made["input_ids"]
     made["input_ids"] = torch.cat([ids, torch.tensor([answer])], 1)
@@ -145,7 +145,7 @@ def cutting(
 def from_prefix(
     handle: ModelHandle, inputs: PromptInputs, cuts: CutEdges, rows: int
 ) -> torch.Tensor:
-    """float32 (rows, positions behind the last image, vocabulary), continued from a prefix."""
+    """float32 (rows, positions after the last image, vocabulary), continued from a prefix."""
     prefix = forward_prefix(handle, inputs, ())
     ids = told(inputs)["input_ids"][:, prefix.length :].repeat(rows, 1)
     with attached(
@@ -202,7 +202,8 @@ def test_equals_eager_float64_from_a_prefix(handle: ModelHandle, inputs: PromptI
 
 @pytest.mark.tiny
 def test_nothing_cut_is_the_plain_run(handle: ModelHandle, inputs: PromptInputs) -> None:
-    """Bit for bit where no pass has a chosen query; else to the last digits of another kernel."""
+    """Bit for bit if no pass has a chosen query; otherwise up to the last digits of another
+    kernel."""
     last = inputs.layout.length + len(ANSWER) - 1
     with attached(handle, inputs, new_tokens=len(ANSWER)):
         plain = handle.model(**told(inputs)).logits
@@ -210,7 +211,7 @@ def test_nothing_cut_is_the_plain_run(handle: ModelHandle, inputs: PromptInputs)
         (CutEdges(((),)), 1e-5),
         (CutEdges(((0,),), queries=()), 0.0),
         (CutEdges(((0,),), layers=()), 0.0),
-        (CutEdges(((last,),)), 1e-5),  # the only query that could see it is its own
+        (CutEdges(((last,),)), 1e-5),  # only its own query could see it
     ):
         found = cutting(handle, inputs, cuts, 1)
         torch.testing.assert_close(found, plain, rtol=0, atol=digits)
@@ -220,12 +221,12 @@ def test_nothing_cut_is_the_plain_run(handle: ModelHandle, inputs: PromptInputs)
 def test_queries_before_the_image_and_in_it_are_not_touched(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
-    """Their residual stream is what it was in every layer, and the next text's is not."""
+    """Their residual stream is unchanged in every layer; that of the following text is not."""
     start, stop = inputs.layout.grids[0].positions[0], inputs.layout.after_images
     layers = tuple(range(4))
 
     def states(*cuts: CutEdges) -> torch.Tensor:
-        probe = Values(At("block_in", layers))
+        probe = Values(SiteSelection("block_in", layers))
         with attached(handle, inputs, [probe], list(cuts)) as session:
             handle.model(**inputs.tensors)
         return torch.cat([session[probe][layer] for layer in layers])
@@ -257,7 +258,7 @@ def test_rows_are_a_softmax_over_what_remains(handle: ModelHandle, inputs: Promp
 
 @pytest.mark.tiny
 def test_generating_cuts_the_answer_too(handle: ModelHandle, inputs: PromptInputs) -> None:
-    """Each decoded row is cut like one of a single pass over the same tokens."""
+    """Each decoded row is cut like the row of a single pass over the same tokens."""
     start = inputs.layout.grids[0].positions[0]
     cuts = CutEdges((tuple(range(start, start + 6)),))
     tensors = dict(inputs.tensors)

@@ -1,5 +1,5 @@
-"""Hidden keys: masks by hand, and rows of a running model. `tests/sinks/test_masking.py` holds
-whole answers to dense attention."""
+"""Hidden keys: masks by hand, and rows of a running model. `tests/sinks/test_masking.py` compares
+whole answers with dense attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_of(length: int, batch: int = 1) -> RunInfo:
 
 
 def test_a_mask_by_hand() -> None:
-    """Key 1 is hidden from later queries; its own query sees it, and nobody sees the future."""
+    """Key 1 is hidden from later queries; its own query sees it, and no query sees later keys."""
     hides = HideKeys(torch.tensor([[False, True, False]])).begin(run_of(3))
     mask = hides.mask(0, range(4), 4, torch.device("cpu"))
     assert mask.shape == (1, 1, 4, 4)

@@ -25,7 +25,7 @@ from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import NO_END, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -45,8 +45,8 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 def seen(
     handle: ModelHandle, inputs: PromptInputs, site: Any, *changes: Intervention
 ) -> tuple[Tensor, Tensor]:
-    """What is at a site of the layer (N, D), and the logits of the last position."""
-    probe = Values(At(site, (LAYER,)))
+    """The values at a site of the layer (N, D), and the logits of the last position."""
+    probe = Values(SiteSelection(site, (LAYER,)))
     with attached(handle, inputs, [probe], changes) as session:
         logits = handle.model(**inputs.tensors, logits_to_keep=1).logits[0, -1]
     return session[probe][LAYER][0], logits
@@ -63,7 +63,7 @@ def test_project_out_takes_the_span_from_these_tokens_alone(
 ) -> None:
     before, logits = seen(handle, inputs, site)
     q = basis(before.shape[-1], 3)
-    change = ProjectOut(At(site, (LAYER,), TOKENS), q)
+    change = ProjectOut(SiteSelection(site, (LAYER,), TOKENS), q)
     after, changed = seen(handle, inputs, site, change)
     right = before.clone()
     for token in TOKENS:
@@ -84,7 +84,9 @@ def test_project_out_before_an_rms_norm_takes_the_span_from_behind_it(
     q = basis(len(gamma), 2)
     try:
         gamma.copy_(torch.linspace(-1.5, 2, len(gamma)))  # negative ones count as well
-        change = ProjectOut(At("mlp_norm_in", (LAYER,), TOKENS), q / gamma[:, None], gamma.square())
+        change = ProjectOut(
+            SiteSelection("mlp_norm_in", (LAYER,), TOKENS), q / gamma[:, None], gamma.square()
+        )
         plain = seen(handle, inputs, "mlp_in")[0]
         after = seen(handle, inputs, "mlp_in", change)[0]
         assert (plain[list(TOKENS)] @ q).abs().min() > 1e-3
@@ -94,7 +96,7 @@ def test_project_out_before_an_rms_norm_takes_the_span_from_behind_it(
 
 
 def test_scale_cuts_to_a_limit_or_by_a_factor(handle: ModelHandle, inputs: PromptInputs) -> None:
-    at = At("mlp_out", (LAYER,), TOKENS)
+    at = SiteSelection("mlp_out", (LAYER,), TOKENS)
     before = seen(handle, inputs, "mlp_out")[0]
     norms = before[list(TOKENS)].norm(dim=-1)
     limit = float(norms.sort().values[1])
@@ -108,7 +110,7 @@ def test_scale_cuts_to_a_limit_or_by_a_factor(handle: ModelHandle, inputs: Promp
 
 def test_damp_and_swap(handle: ModelHandle, inputs: PromptInputs) -> None:
     before = seen(handle, inputs, "block_in")[0]
-    damp = DampDims(At("block_in", (LAYER,), TOKENS), (2, 7), 0.25)
+    damp = DampDims(SiteSelection("block_in", (LAYER,), TOKENS), (2, 7), 0.25)
     right = before.clone()
     for token in TOKENS:
         right[token, [2, 7]] *= 0.25
@@ -133,7 +135,7 @@ def test_lower_attention(
             LowerAttention(keys, 0.2, renormalise, keep_value)
         return
     rows = Rows((LAYER,), range(first, end))
-    change = LowerAttention(keys, 0.2, renormalise, keep_value, (LAYER,), range(first, EVER))
+    change = LowerAttention(keys, 0.2, renormalise, keep_value, (LAYER,), range(first, NO_END))
     found = []
     for changes in ([], [change]):
         with attached(handle, inputs, [rows], changes) as session:
@@ -154,8 +156,8 @@ def test_lower_attention(
 def test_a_row_that_holds_only_lowered_keys_stays(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
-    rows = Rows((0,), (0,))  # query 0 sees key 0 alone
-    change = LowerAttention((0,), 0.0, row_positions=range(EVER))
+    rows = Rows((0,), (0,))  # query 0 sees only key 0
+    change = LowerAttention((0,), 0.0, row_positions=range(NO_END))
     with attached(handle, inputs, [rows], [change]) as session:
         logits = handle.model(**inputs.tensors).logits
     row = session[rows][0, 0][0]
@@ -164,7 +166,7 @@ def test_a_row_that_holds_only_lowered_keys_stays(
 
 
 class NoCopies(TorchDispatchMode):
-    """Refuses what moves a tensor between devices."""
+    """Refuses operations that move a tensor between devices."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._to_copy.default, "a tensor was moved or converted"
@@ -177,8 +179,8 @@ class NoCopies(TorchDispatchMode):
 def test_lowered_rows_read_nothing_on_the_host(
     handle: ModelHandle, inputs: PromptInputs, renormalise: bool, keep_value: bool
 ) -> None:
-    """Tensors on `meta` have no values: whoever reads one, or needs a shape that depends on
-    values, fails. What the rows are lowered by is on their device before the run begins."""
+    """Tensors on `meta` have no values: reading one, or needing a shape that depends on values,
+    fails. The value that rows are lowered by is on their device before the run begins."""
     device, length = torch.device("meta"), inputs.layout.length
     change = LowerAttention((3, 5), 0.2, renormalise, keep_value)
     acting = change.begin(RunInfo(handle.info, (inputs.layout,), length, 4, device))
@@ -191,10 +193,10 @@ def test_lowered_rows_read_nothing_on_the_host(
 def test_they_compose_with_each_other_and_with_var(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
-    """In one session all act: what is scored for VAR's sinks is the stream as it was changed."""
+    """In one session all act: VAR's sinks are scored on the stream as it was changed."""
     dims = (3, 40)
     var = VAR((VARSettings(dims, tau=1.2, keep=0.2, min_image_mass=0.0, max_sink_share=1.0),))
-    damp = DampDims(At("block_in", (2,), None), dims, 0.0)
+    damp = DampDims(SiteSelection("block_in", (2,), None), dims, 0.0)
     lower = LowerAttention((4,), 0.0, layers=(LAYER,))
     outputs, acted_on = [], []
     for changes in ([], [var], [lower], [lower, var], [damp, var]):
@@ -210,8 +212,8 @@ def test_they_compose_with_each_other_and_with_var(
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Scale(At("mlp_out"), None), "Neither limit nor factor"),
-        (lambda: Scale(At("mlp_out"), -1.0), r"limit is -1.0; allowed: 0 or more"),
+        (lambda: Scale(SiteSelection("mlp_out"), None), "Neither limit nor factor"),
+        (lambda: Scale(SiteSelection("mlp_out"), -1.0), r"limit is -1.0; allowed: 0 or more"),
         (lambda: SwapTokens("block_in", (0,), ()), r"pairs is \(\)"),
         (lambda: SwapTokens("block_in", (0,), ((1, 2), (2, 3))), "each position once"),
         (lambda: LowerAttention((), 0.5), r"keys is \(\)"),
@@ -226,10 +228,16 @@ def test_what_cannot_be_is_refused(make: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (ProjectOut(At("mlp_out", (0,)), torch.zeros(64, 0)), "no direction to take out"),
-        (ProjectOut(At("mlp_out", (0,)), torch.ones(3, 1)), "basis has 3 rows; mlp_out of layer 0"),
-        (DampDims(At("block_in", (0,)), ()), r"dims is \(\)"),
-        (DampDims(At("block_in", (0,)), (999,)), "dims has 999; block_in of layer 0"),
+        (
+            ProjectOut(SiteSelection("mlp_out", (0,)), torch.zeros(64, 0)),
+            "no direction to take out",
+        ),
+        (
+            ProjectOut(SiteSelection("mlp_out", (0,)), torch.ones(3, 1)),
+            "basis has 3 rows; mlp_out of layer 0",
+        ),
+        (DampDims(SiteSelection("block_in", (0,)), ()), r"dims is \(\)"),
+        (DampDims(SiteSelection("block_in", (0,)), (999,)), "dims has 999; block_in of layer 0"),
         (LowerAttention((9999,), 0.5), "keys has 9999; the prompt has positions 0 to"),
     ],
 )

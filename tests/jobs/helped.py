@@ -1,4 +1,4 @@
-"""A helper process for the tests: does as its task says."""
+"""A helper process for the tests; does what its task says."""
 
 from __future__ import annotations
 

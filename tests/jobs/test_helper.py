@@ -1,4 +1,4 @@
-"""A process that works for another: its answers, its errors, its Stop, and its end."""
+"""A helper process: its answers, its errors, its Stop, and its end."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("how", ["end", "SIGINT", "SIGTERM", "SIGKILL"])
 def test_no_orphan_is_left(how: str, tmp_path: Path) -> None:
-    """However this process ends: at the end of its script (which has no guard of its own), by
-    Ctrl-C in a terminal, which both processes get, by a supervisor, or killed."""
+    """However this process ends: at the end of its script (which has no `__main__` guard), by
+    Ctrl-C in a terminal, which both processes receive, by a supervisor, or killed."""
     script = tmp_path / "main.py"
     script.write_text(SCRIPT)
     path = os.pathsep.join(sys.path)
@@ -170,7 +170,7 @@ def test_no_orphan_is_left(how: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path},
         text=True,
         start_new_session=True,
-        # As from a terminal: what a shell runs in the background ignores Ctrl-C.
+        # As from a terminal: background processes of a shell ignore Ctrl-C.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as parent:
         assert parent.stdin is not None and parent.stdout is not None

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from sinkscope.jobs.job import At, Job, NotOwnerError, Stopped, spoken
+from sinkscope.jobs.job import Job, JobProgress, NotOwnerError, Stopped, duration_text
 
 
 class Clock:
-    """Seconds that a test sets."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -20,7 +20,7 @@ class Clock:
 
 
 def computing(steps: int, on_progress: object = None, stop: threading.Event | None = None) -> int:
-    """What computes knows two arguments and no job."""
+    """The computing function knows two arguments and no job."""
     for done in range(steps):
         if stop is not None and stop.is_set():
             raise Stopped(done, steps, "questions")
@@ -35,7 +35,7 @@ def test_hooks_are_the_two_arguments_of_what_computes() -> None:
         job.enter("Asking")
         assert computing(2, **job.hooks) == 2
     assert told == [(1, 2, "question 0"), (2, 2, "question 1")]
-    assert job.at == At("Asking", 2, 2, "question 1")
+    assert job.at == JobProgress("Asking", 2, 2, "question 1")
     assert isinstance(job.stop_event, threading.Event)
 
 
@@ -56,14 +56,14 @@ def test_only_the_owner_stops_a_job() -> None:
     mine.stop("me")
     assert mine.stopped
     nobodys = Job()
-    nobodys.stop()  # whoever holds it
+    nobodys.stop()  # any holder may stop it
     assert nobodys.stopped
 
 
 def test_the_deadline_counts_from_the_turn_and_says_so() -> None:
     clock = Clock()
     job = Job("me", seconds=600, clock=clock)
-    clock.now += 1e6  # waiting in line
+    clock.now += 1e6  # waiting in the queue
     assert not job.stopped
     with job:
         clock.now += 599.5
@@ -107,7 +107,7 @@ def test_a_deadline_must_lie_ahead(seconds: float) -> None:
 
 
 def test_times_in_words() -> None:
-    assert [spoken(s) for s in (1, 90, 120, 150, 3600)] == [
+    assert [duration_text(s) for s in (1, 90, 120, 150, 3600)] == [
         "1 second",
         "90 seconds",
         "2 minutes",

@@ -1,4 +1,4 @@
-"""Who comes next: sessions take turns, and none has more than its share of the line."""
+"""The order of the queue: sessions take turns, and none has more than its share of places."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from sinkscope.jobs.line import Line, LineIsFullError
+from sinkscope.jobs.job_queue import JobQueue, QueueFullError
 
 
 class Queued:
-    """Places in a line by name; the first letter is the session."""
+    """Places in the queue by name; the first letter is the session."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: JobQueue) -> None:
         self.line = line
         self.stacks: dict[str, ExitStack] = {}
         self.before: dict[str, object] = {}
@@ -34,7 +34,7 @@ class Queued:
 
 
 @contextmanager
-def queued(line: Line) -> Iterator[Queued]:
+def queued(line: JobQueue) -> Iterator[Queued]:
     made = Queued(line)
     try:
         yield made
@@ -45,7 +45,7 @@ def queued(line: Line) -> Iterator[Queued]:
 
 
 def test_a_session_with_many_jobs_delays_another_by_one() -> None:
-    with queued(Line(20)) as line:
+    with queued(JobQueue(20)) as line:
         line.come("a1", "a2", "a3", "a4", "b1", "b2")
         assert line.order() == "a1 b1 a2 b2 a3 a4"
         line.go("a1")
@@ -59,7 +59,7 @@ def test_a_session_with_many_jobs_delays_another_by_one() -> None:
 
 
 def test_sessions_that_are_new_each_time_do_not_hold_up_one_that_waits() -> None:
-    with queued(Line(20)) as line:
+    with queued(JobQueue(20)) as line:
         line.come("a1", "a2", "b1")
         line.go("a1")
         line.come("c1", "d1")
@@ -68,9 +68,9 @@ def test_sessions_that_are_new_each_time_do_not_hold_up_one_that_waits() -> None
 
 
 def test_one_session_has_its_share_of_the_line() -> None:
-    with queued(Line(20, share=2)) as line:
+    with queued(JobQueue(20, share=2)) as line:
         line.come("a1", "a2", "a3")
-        with pytest.raises(LineIsFullError, match=r"2 runs of this session .* allowed: 2"):
+        with pytest.raises(QueueFullError, match=r"2 runs of this session .* allowed: 2"):
             line.come("a4")
         line.come("b1", "b2")
         line.go("a1")
@@ -79,13 +79,13 @@ def test_one_session_has_its_share_of_the_line() -> None:
 
 
 def test_the_line_is_as_long_as_it_may_be() -> None:
-    with queued(Line(2)) as line:
+    with queued(JobQueue(2)) as line:
         line.come("a1", "b1", "c1")
-        with pytest.raises(LineIsFullError, match="3 runs are waiting"):
+        with pytest.raises(QueueFullError, match="3 runs are waiting"):
             line.come("d1")
 
 
 def test_jobs_of_nobody_share_with_no_other() -> None:
-    line = Line(9, share=1)
+    line = JobQueue(9, share=1)
     with line.place(), line.place(), line.place(None), line.place("") as last:
         assert last(0) == 3

@@ -1,4 +1,4 @@
-"""What runs the page's jobs: their order, their ends, and what is left of them."""
+"""The runner of the page's jobs: their order, their ends, and that nothing is left of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sinkscope.jobs.job import At, Job, NobodyThereError, Stopped
-from sinkscope.jobs.line import LineIsFullError
+from sinkscope.jobs.job import Job, JobProgress, NoClientError, Stopped
+from sinkscope.jobs.job_queue import QueueFullError
 from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting, WorkerLostError
 
 
@@ -19,7 +19,7 @@ def runner() -> Iterator[Runner]:
     made = Runner(2)
     yield made
     assert made.under_way == ()
-    with made.line.place() as before:  # nobody is left in front of the model
+    with made.line.place() as before:  # nobody is left in the queue
         assert before(0) == 0
 
 
@@ -42,9 +42,9 @@ def test_progress_and_then_the_result(runner: Runner) -> None:
     seen = []
     for event in events:
         seen.append(event)
-        if isinstance(event, At) and event.done == 1:
+        if isinstance(event, JobProgress) and event.done == 1:
             go_on.set()
-    assert seen[-1] == Done(7) and At("Adding", 1, 2, "one") in seen
+    assert seen[-1] == Done(7) and JobProgress("Adding", 1, 2, "one") in seen
     assert runner.result(Job("me"), work) == 7
 
 
@@ -52,7 +52,7 @@ def test_a_quiet_job_lets_a_clock_move(runner: Runner, monkeypatch: pytest.Monke
     monkeypatch.setattr("sinkscope.jobs.runner.TICK_SECONDS", 0.01)
     go_on = threading.Event()
     events = runner.run(Job("me"), lambda job: go_on.wait(30))
-    assert [next(events), next(events)] == [At(), At()]
+    assert [next(events), next(events)] == [JobProgress(), JobProgress()]
     go_on.set()
     assert list(events)[-1] == Done(True)
 
@@ -126,9 +126,9 @@ def test_first_come_first_served(runner: Runner) -> None:
     second = runner.run(Job("b", "x"), lambda job: "second")
     third = runner.run(Job("c", "x"), lambda job: "third")
     assert next(second) == Waiting(1) and next(third) == Waiting(2)
-    with pytest.raises(LineIsFullError, match="3 runs are waiting"):
+    with pytest.raises(QueueFullError, match="3 runs are waiting"):
         next(runner.run(Job("d", "x"), lambda job: "fourth"))
-    # What needs no model does not wait for it.
+    # A job that needs no model does not wait for it.
     assert runner.result(Job("e", "x"), lambda job: "a file", waits=False) == "a file"
     first.close()
     assert next(third) == Waiting(1)
@@ -184,13 +184,13 @@ def test_a_job_of_a_session_that_left_ends_in_the_line_and_at_work(runner: Runne
     second = runner.run(runner.job("b", "y"), begun.append)
     assert next(second) == Waiting(1)
     gone.add("b")
-    with pytest.raises(NobodyThereError):
+    with pytest.raises(NoClientError):
         list(second)
     assert not begun
     gone.add("a")
-    with pytest.raises(NobodyThereError):  # though the work gave a part
+    with pytest.raises(NoClientError):  # although the work returned a part
         list(first)
-    assert runner.result(runner.job("", "x"), lambda job: 3) == 3  # nobody's: nobody can leave
+    assert runner.result(runner.job("", "x"), lambda job: 3) == 3  # no owner, no client
 
 
 def test_stop_of_every_kind(runner: Runner) -> None:
@@ -224,7 +224,7 @@ def test_a_thread_that_has_told_its_result_is_not_dead(runner: Runner) -> None:
     next(events)
     (worker,) = runner._threads.values()
     over.set()
-    worker.thread.join(30)  # and whoever streams the job has not asked for what came of it
+    worker.thread.join(30)  # and the stream has not been read yet
     assert runner.stuck == ()
     assert next(events) == Done(True)
     assert runner.stuck == ()  # nor closed the stream

@@ -1,4 +1,4 @@
-"""A run of the tiny model in float64, and the dense restatement of its passes."""
+"""A run of the tiny model in float64, and a dense reimplementation of its passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENS = 5
 
 @dataclass(frozen=True)
 class World:
-    """A run, passes of its model, and the same pass done densely."""
+    """A run, passes of its model, and the same pass computed densely."""
 
     handle: ModelHandle
     inputs: PromptInputs
@@ -35,7 +35,7 @@ class World:
         return list(self.run.layout.vision_positions().tolist())
 
     def at(self, token: int) -> int:
-        """Position that predicted a token, said here once more."""
+        """Position that predicted a token, written out again on purpose."""
         return len(self.inputs.token_ids) + token - 1
 
     def id(self, token: int) -> int:

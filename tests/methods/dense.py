@@ -1,5 +1,5 @@
-"""The methods restated densely, in float64: eager attention that keeps every [H, N, N] matrix, and
-autograd through all of it. No code of the project's methods is used here."""
+"""Dense reimplementations of the methods in float64: eager attention that keeps every [H, N, N]
+matrix, and autograd through all of it. No code of the project's methods is used here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "dense_methods_reference"
 
 @dataclass
 class Seen:
-    """Of one pass, layer by layer; heads are repeated for grouped queries."""
+    """Values of one pass, layer by layer; heads are repeated for grouped queries."""
 
     weights: list[Tensor] = field(default_factory=list)  # (H, N, N), in the graph
     scores: list[Tensor] = field(default_factory=list)  # (H, N, N), before the softmax and mask
@@ -58,7 +58,7 @@ class Dense:
 
         Args:
             tensors: of prompt and answer.
-            cut: keys that the queries from `behind` on do not see, in every layer.
+            cut: keys hidden from the queries from `behind` on, in every layer.
         """
         self._seen, self._cut, self._behind = Seen(), list(cut), behind
         seen = self._seen
@@ -108,6 +108,6 @@ def log_p(seen: Seen, position: int, token: int) -> Tensor:
 
 
 def gradients(seen: Seen, position: int, token: int, logit: bool = False) -> list[Tensor]:
-    """d log p / d A of every layer, whole: (H, N, N)."""
+    """d log p / d A of every layer, complete: (H, N, N)."""
     what = seen.logits[position, token] if logit else log_p(seen, position, token)
     return list(torch.autograd.grad(what, seen.weights, retain_graph=True))

@@ -1,4 +1,4 @@
-"""Each method that reads the model equals its dense restatement in float64 (the tiny model)."""
+"""Each method that reads the model equals its dense reimplementation in float64 (tiny model)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def made(world: World, method: Method, tokens: tuple[int, ...] = SOME) -> MapSta
 
 
 def same(stack: MapStack, expected: list[torch.Tensor]) -> None:
-    """The stack's slots are those of the expected parts, one a token, each (..., V)."""
+    """The stack's slots equal the expected parts, one for each token, each (..., V)."""
     want = torch.stack([one.detach() for one in expected])
     assert want.abs().max() > 0
     want = want.reshape(-1, want.shape[-1])
@@ -114,7 +114,7 @@ def test_logit_lens(world: World) -> None:
 
 
 def rank_gaussian(image: np.ndarray) -> np.ndarray:
-    """Cell by cell, as the paper says it."""
+    """Cell by cell, as in the paper."""
     padded = np.pad(image, 1, mode="reflect")
     out = np.zeros_like(image)
     for row in range(image.shape[0]):

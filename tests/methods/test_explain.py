@@ -1,4 +1,4 @@
-"""Explanation methods: what they give by hand, what they refuse, and one made up outside."""
+"""Explanation methods: results by hand, refusals, and a user-defined method."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def test_a_relative_map_is_divided_by_the_generic_prompts(trace: GenerationTrace
     assert run.prompt_rows is not None
     rows = run.prompt_rows.attention[0].float().mean(dim=(0, 1)).numpy()
     np.testing.assert_allclose(of_prompt, rows / divisor, rtol=2e-3)
-    # Each slot is a ratio of its own; a map is the ratio of what was combined.
+    # Each slot is a ratio of its own; a map is the ratio of the combined slots.
     stack = explain(run, 1, "relative")
     slots = trace.attention[1].float().flatten(0, 1).numpy() / divisor
     np.testing.assert_allclose(stack.values, slots, rtol=2e-3)
     whole = trace.attention[1].float().mean(dim=(0, 1)).numpy() / divisor
     np.testing.assert_allclose(stack.map().values.ravel(), whole, rtol=2e-3)
-    # Against itself it is 1 wherever the floor does not reach.
+    # Divided by itself it is 1 wherever the floor has no effect.
     assert run.reference is not None
     same = dataclasses.replace(run, attention=run.reference.attention.expand(3, 2, 3, 6))
     values = explain_map(same, 0, "relative").values.ravel()
@@ -119,7 +119,7 @@ def test_sinks_are_missing_from_their_layers(trace: GenerationTrace) -> None:
     assert np.isnan(clean).nonzero()[0].tolist() == [2, 5]  # positions 4 and 7, span from 2
     raw = patch_map(trace, 0, layers=[3]).values.ravel()
     np.testing.assert_allclose(clean[[0, 1, 3, 4]], raw[[0, 1, 3, 4]])
-    # Over both layers too: a mean over one of them is not what the others' means are.
+    # Over both layers too: a mean over only one of them is not comparable with the others.
     both = explain_map(trace, 0, "without_sinks").values.ravel()
     assert np.isnan(both).nonzero()[0].tolist() == [2, 5]
     mean = patch_map(trace, 0).values.ravel()
@@ -181,7 +181,7 @@ def test_a_stack_checks_its_shape(trace: GenerationTrace) -> None:
 
 
 class Centre(Method):
-    """Made up: how near a patch is to the image's middle, and away from it is negative."""
+    """Example: distance of a patch from the image's middle, with a sign."""
 
     name = "centre"
     source = "nobody"
@@ -206,7 +206,7 @@ class Centre(Method):
 
 
 class Forward(Centre):
-    """Made up: needs what only a model can give."""
+    """Example: needs a model."""
 
     name = "forward"
     needs: Needs = "forward"

@@ -27,8 +27,8 @@ from tests.web.synthetic import make_trace
 
 @pytest.fixture(scope="module")
 def run() -> GenerationTrace:
-    """8 x 12 cells; random rows of 2 tokens, 3 layers and 4 heads of very different image mass, of
-    which some have one spot, some several."""
+    """8 x 12 cells; random rows of 2 tokens, 3 layers and 4 heads with very different image mass;
+    some have one spot, some several."""
     made = make_trace()
     generator = np.random.default_rng(3)
     shape = (2, 3, 4, made.layout.vision_tokens)
@@ -152,12 +152,12 @@ def test_heads_that_feed_on_sinks(run: GenerationTrace) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "x"}, "is no list of heads"),
+        ({"format": "x"}, "is not a list of heads"),
         ({"version": 2}, "has version 2; allowed: 1"),
         ({"kind": "odd"}, "kind is 'odd'; allowed: localising, feeds_on_sinks"),
         ({"chosen": [{"layer": -1, "head": 0, "image_mass": 0, "value": 0}]}, "is -1; allowed"),
         ({"chosen": [{"layer": 1}]}, "is a damaged list"),
-        (None, "list of heads heads.json is damaged, because it is no JSON"),
+        (None, "list of heads heads.json is damaged, because it is not JSON"),
     ],
 )
 def test_damaged_lists(

@@ -1,4 +1,4 @@
-"""Occlusion and region search equal dense restatements in float64 (the tiny model)."""
+"""Occlusion and region search equal dense reimplementations in float64 (the tiny model)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.tiny
 
 
 def log_p(world: World, cut: list[int], inputs: Any = None) -> torch.Tensor:
-    """(T,) of all answer tokens, without some cells' edges, or of another prompt."""
+    """(T,) of all answer tokens, without the edges of some cells, or for another prompt."""
     tensors = world.passes.tensors(inputs)
     positions = [world.vision[cell] for cell in cut]
     seen = world.dense.read(tensors, positions, world.run.layout.after_images)
@@ -108,7 +108,7 @@ def test_region_search(world: World, tokens: tuple[int, ...]) -> None:
 
 
 def test_regions_follow_colours() -> None:
-    """Two halves of different colours are never in one region."""
+    """Two halves of different colours are never in the same region."""
     pixels = np.zeros((84, 140, 3), dtype=np.uint8)
     pixels[:, :56] = (200, 30, 30)
     pixels[:, 56:] = (30, 30, 200)

@@ -1,4 +1,4 @@
-"""Maps of single heads, against plain NumPy; what users may say of which heads, and what not."""
+"""Maps of single heads, against plain NumPy; the allowed ways to name heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sinkscope.methods.base import MapStack, Target
 from sinkscope.methods.explain import explain, explain_map
 from sinkscope.methods.head_list import MOST_PICKED, HeadChoice, HeadList, HeadsFrom, PickedHeads
 from sinkscope.methods.heads import found_heads, localising_heads
-from sinkscope.methods.together import Choice, label_of, map_of
+from sinkscope.methods.together import SlotChoice, label_of, map_of
 from tests.web.synthetic import make_trace
 
 PAIRS = ((1, 2), (3, 4), (3, 5), (5, 0))
@@ -68,7 +68,7 @@ def test_methods_take_the_pairs(run: GenerationTrace) -> None:
 
 
 def test_a_choice_takes_of_a_stack_what_it_has(run: GenerationTrace) -> None:
-    choice, target = Choice(pairs=PAIRS), Target((4,))
+    choice, target = SlotChoice(pairs=PAIRS), Target((4,))
     stack = explain(run, target)
     expected = patch_map(run, 4, pairs=PAIRS)
     np.testing.assert_allclose(map_of(stack, choice).values, expected.values, rtol=1e-6)
@@ -142,10 +142,10 @@ OTHER = HeadList("localising", "another", "r", (HeadChoice(1, 1, 0.5, 0.1),))
     [
         ("all", False, "allowed: localising, sinks, LAYER.HEAD"),
         ("4", False, "the JSON of a list"),
-        ("x.json", False, "allowed: localising"),  # over the API nobody names files of the server
+        ("x.json", False, "allowed: localising"),  # API users may not name files of the server
         ("/nowhere/x.json", True, "x.json cannot be read"),
-        ("{", False, "heads_from is no list of heads, because it is no JSON"),
-        ("{}", False, "no list of heads"),
+        ("{", False, "heads_from is not a list of heads, because it is not JSON"),
+        ("{}", False, "not a list of heads"),
         ("[" * 99, False, "allowed: localising"),
         ('{"a":' + "[" * 99, False, "nested too deeply"),
         (EMPTY.as_json(), False, "The list of heads is empty"),

@@ -1,4 +1,4 @@
-"""What a method cannot do is said in one sentence before any pass of the model."""
+"""A method refuses what it cannot do, with one sentence, before any pass of the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GRADIENTS = [method.name for method in METHODS if method.needs == "gradients"]
 
 @pytest.fixture
 def nothing_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any pass of the model is a failure."""
+    """Any pass of the model fails the test."""
 
     def pass_of_the_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was asked before the mistake was said")

@@ -1,4 +1,4 @@
-"""No method makes a tensor of heads x N x N, on Qwen's shape or with tiles and marks."""
+"""No method makes a tensor of heads x N x N, with Qwen's layout or with tiles and marks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sinkscope.benchmarks.memory import peak_extra, supported
 from sinkscope.config import GenerationSettings
 from sinkscope.methods import chefer
 from sinkscope.methods.explain import METHODS, explain
-from sinkscope.methods.layerwise import LayerAgain
+from sinkscope.methods.layerwise import RecomputedLayer
 from sinkscope.methods.passes import passes_of
 from sinkscope.models import attention
 from tests.methods.conftest import World
@@ -28,7 +28,7 @@ FROM_MODEL = [method.name for method in METHODS if method.needs != "trace"]
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any operation makes of which two axes are about N long."""
+    """The largest tensor made by any operation in which two axes are about N long."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def test_a_family_with_tiles_and_marks() -> None:
 @pytest.mark.skipif(not supported("cpu"), reason="peaks are measured on Linux")
 @pytest.mark.parametrize("name", ["rollout", "chefer"])
 def test_memory_beside_a_plain_forward_pass(name: str) -> None:
-    """Must reach: at N = 1024 at most 3 times what a plain forward pass takes."""
+    """The requirement: at N = 1024 at most 3 times the memory of a plain forward pass."""
     plain, peak = (
         peak_extra(way, "small", "cpu", "float32", 1024, 1, returned_at_once=True)
         for way in ("forward", name)
@@ -98,8 +98,8 @@ def test_memory_beside_a_plain_forward_pass(name: str) -> None:
 def test_rows_of_a_layer_with_a_window() -> None:
     """Chefer's blocks of rows see what the model's own sliding window lets them see."""
     some = torch.zeros(1, 2, 10, 4)
-    again = LayerAgain(some, some, some, 1.0, some, some, window=3)
-    assert again.mask(0, 3) is None  # causal alone is as much
+    again = RecomputedLayer(some, some, some, 1.0, some, some, window=3)
+    assert again.mask(0, 3) is None  # only causal
     mask = again.mask(4, 7)
     assert mask is not None and mask.shape == (1, 1, 3, 7)
     for row, query in enumerate(range(4, 7)):

@@ -1,4 +1,4 @@
-"""Several methods on one token: what each gives or why it does not, and how far maps agree."""
+"""Several methods on one token: the result or the reason for none, and how far maps agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sinkscope.methods.attention import Attention
 from sinkscope.methods.base import MapStack, Method, Target, target_of
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.together import (
-    Choice,
+    SlotChoice,
     agreement,
     explain_each,
     mean_ranks,
@@ -52,7 +52,7 @@ def test_methods_come_one_by_one_with_reasons() -> None:
             trace,
             target_of(trace, 1),
             (*METHODS[:3], Slow()),
-            Choice(layers=(3,)),
+            SlotChoice(layers=(3,)),
             on_progress=lambda *at: said.append(at),
         )
     )
@@ -61,7 +61,7 @@ def test_methods_come_one_by_one_with_reasons() -> None:
     assert made[0].patches is not None
     expected = explain_map(trace, 1, "attention", [3]).values
     np.testing.assert_array_equal(made[0].patches.values, expected)
-    assert made[3].patches is not None  # layers are not its to choose
+    assert made[3].patches is not None  # it has no layers to choose from
     assert (3, 4, "slow (1 of 2)") in said and said[-1] == (4, 4, "")
 
 

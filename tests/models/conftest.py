@@ -12,6 +12,6 @@ from tests.text_models import configs, save_text_model
 def text_handle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> ModelHandle:
-    """Loaded from a folder, as users load one. Shared: never change it."""
+    """Loaded from a folder, like a user's model. Shared: never change it."""
     folder = save_text_model(tmp_path_factory.mktemp("text"), request.param)
     return load_model(str(folder), device="cpu", dtype="float32")

@@ -1,14 +1,14 @@
-"""A made-up vision-language family that is as unlike Qwen2.5-VL as the protocol allows.
+"""A made-up vision-language family that differs from Qwen2.5-VL as much as the protocol allows.
 
 Its image tokens are not contiguous: tiles of 4 x 4 cells, each with a mark before it and a mark
-after every row, and a thumbnail of 3 x 3 cells last, with a mark behind it. Its tokenizer is like
-Llama's (Metaspace, byte fallback, a BOS), its decoder hangs at another path, its chat format has no
-template, and it takes no pixel bounds.
+after every row, and a thumbnail of 3 x 3 cells last, with a mark after it. Its tokenizer is like
+Llama's (Metaspace, byte fallback, a BOS), its decoder has another module path, its chat format has
+no template, and it has no pixel bounds.
 
-The decoder is a random Llama in which head 0 of every layer looks for redness: what a red patch
-attracts can be told beforehand.
+The decoder is a random Llama in which head 0 of every layer attends to redness, so the attention to
+a red patch can be predicted.
 
-    make_handle()      model, tokenizer and adapter, as `load_model` would give them
+    make_handle()      model, tokenizer and adapter, as `load_model` would return them
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tests.text_models import metaspace_tokenizer
 PATCH, TILE, SMALL = 8, 4, 3  # pixels of a patch, cells of a tile and of the thumbnail, per side
 IMAGE, TILE_MARK, ROW_END, IMAGE_END = "<img>", "<tile>", "<row>", "</img>"
 HIDDEN, HEADS, LAYERS = 32, 4, 4
-ONE, RED, SINK = 0, 1, 5  # dimensions: 1 everywhere, redness, and what red patches are sinks by
+ONE, RED, SINK = 0, 1, 5  # dimensions: 1 everywhere, redness, and the sink dimension of red patches
 
 
 class FakeConfig(PreTrainedConfig):
@@ -266,7 +266,7 @@ def make_handle(seed: int = 0, sinks: float = 0.0) -> ModelHandle:
 
     Args:
         seed: of the weights.
-        sinks: how large dimension `SINK` is at red patches; there is a profile where it is not 0.
+        sinks: value of dimension `SINK` at red patches; if it is not 0, there is a profile.
     """
     tokenizer = fake_tokenizer()
     text = LlamaConfig(
@@ -303,7 +303,7 @@ def make_handle(seed: int = 0, sinks: float = 0.0) -> ModelHandle:
 
 
 def _plant(model: Any, sinks: float) -> None:
-    """Head 0 of each layer attends to redness, in the pair of dimensions that RoPE hardly turns."""
+    """Head 0 of each layer attends to redness, in a pair of dimensions that RoPE hardly rotates."""
     model.reader.embed_tokens.weight.data[:, ONE] = 1
     model.reader.embed_tokens.weight.data[:, [RED, SINK]] = 0
     eye = model.eye

@@ -1,4 +1,4 @@
-"""Adapters beside a base model: what is merged is what peft computes, and what is refused."""
+"""Adapters beside a base model: merged ones equal peft's result; others are refused."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import NO_END, SiteSelection
 
 pytestmark = pytest.mark.tiny
 NEW_TOKENS = 6
@@ -37,7 +37,7 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 @pytest.fixture(autouse=True)
 def restored(handle: ModelHandle) -> Iterator[None]:
-    """Tests switch the text model's attention; each begins with ours."""
+    """Tests switch the text model's attention; each test begins with ours."""
     yield
     handle.model.set_attn_implementation({"text_config": NAME})
 
@@ -58,7 +58,7 @@ def two_images(handle: ModelHandle) -> list[PromptInputs]:
 
 
 def left_padded(handle: ModelHandle) -> list[PromptInputs]:
-    """A batch of two prompts of different length, the shorter one padded at its left."""
+    """A batch of two prompts of different lengths, the shorter one padded on the left."""
     return [
         handle.prepare([noise(1, 90, 90)], "What?"),
         handle.prepare([noise(2, 140, 90)], "What is that over there?"),
@@ -104,8 +104,8 @@ def run(
 def captured(
     handle: ModelHandle, prompts: list[PromptInputs], **options: Any
 ) -> tuple[Any, FullRows]:
-    """What `generate` returned, and the row that explains each of its tokens."""
-    rows = Rows(positions=range(length_of(prompts) - 1, EVER))
+    """The result of `generate`, and the row that explains each of its tokens."""
+    rows = Rows(positions=range(length_of(prompts) - 1, NO_END))
     with attached(handle, prompts, [rows]) as session:
         out = run(handle, prompts, NAME, **options)
     return out, session[rows]
@@ -206,8 +206,8 @@ def test_bfloat16_rows_are_within_its_rounding(tiny_folder: Path) -> None:
     _, rows = captured(handle, prompts, max_new_tokens=1)
     eager = run(handle, prompts, "eager", max_new_tokens=1, output_attentions=True)
     first = eager.attentions[0][0][:, :, -1].float()
-    # Eager rounds its weights to bfloat16 (8 bits); ours stay float32. Later layers also differ in
-    # their inputs, for eager's rounded outputs feed them.
+    # Eager rounds its weights to bfloat16 (8 bits); ours stay float32. Later layers also have
+    # different inputs, because eager's rounded outputs are passed on to them.
     row = rows[0, length_of(prompts) - 1]
     assert ((row - first).abs() <= first * 2**-7 + 1e-6).all()
 
@@ -237,7 +237,7 @@ def test_every_looker_gets_its_own_positions_of_one_computation(
 ) -> None:
     (inputs,) = one_image(handle)
     end = inputs.layout.length
-    wanted = [(2, 3, 9), range(5, 12), range(end - 1, EVER), (9,)]
+    wanted = [(2, 3, 9), range(5, 12), range(end - 1, NO_END), (9,)]
     computed: list[int] = []
     real = attention.attention_rows
 
@@ -267,7 +267,11 @@ def test_every_looker_gets_its_own_positions_of_one_computation(
 def test_an_exception_leaves_nothing_on_the_model(handle: ModelHandle) -> None:
     @dataclass(frozen=True)
     class Broken(Probe):
-        looks: tuple[At, ...] = (At("rows"), At("z"), At("logits"))
+        reads: tuple[SiteSelection, ...] = (
+            SiteSelection("rows"),
+            SiteSelection("z"),
+            SiteSelection("logits"),
+        )
 
         def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
             raise RuntimeError("the probe broke")

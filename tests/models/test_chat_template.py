@@ -1,4 +1,4 @@
-"""Which chat template is taken, what it renders, and which positions of a prompt are whose."""
+"""Which chat template is used, what it renders, and the role of each position of a prompt."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pieces(
 
 
 def said(tokenizer: Any, made: list[Piece]) -> list[tuple[str, str]]:
-    """Kind and text of all segments but those of the template."""
+    """Kind and text of all segments except those of the template."""
     ids = [token for piece in made for token in piece.ids]
     return [
         (part.kind, tokenizer.decode(ids[part.start : part.stop]))
@@ -109,8 +109,8 @@ def test_the_familys_own_is_the_last_resort(tmp_path: Path, tokenizer: Any) -> N
         ({"chat_template": t.SYNTAX_ERROR}, r"chat_template\.json .* syntax error in line 17"),
         ({"chat_template": t.RAISING}, "this template is retired"),
         ({"chat_template": "{{ messages.no.such.thing }}"}, "refuses the conversation"),
-        ({"chat_template": 3}, "is a int; allowed: a text"),
-        ({"chat_template": {"default": None}}, "is a NoneType; allowed: a text"),
+        ({"chat_template": 3}, "is of type int; allowed: a text"),
+        ({"chat_template": {"default": None}}, "is of type NoneType; allowed: a text"),
         ([1], "holds no JSON object"),
     ],
 )
@@ -164,7 +164,7 @@ def test_what_a_template_rewrites_is_found_between_its_own_words(tokenizer: Any)
 
 
 def test_a_template_whose_own_words_depend_on_what_is_said(tokenizer: Any) -> None:
-    """Texts cannot be found again then, so roles decide."""
+    """Texts cannot be found again in the prompt then, so roles decide."""
     template = VISION_TEMPLATE.replace(
         "{{ part['text'] }}", "{{ part['text'] }}{%- if 'star' in part['text'] -%}!{%- endif -%}"
     )

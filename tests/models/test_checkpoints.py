@@ -1,5 +1,5 @@
-"""Every kind of folder in `tests.checkpoints.cases` loads as in transformers, or is refused in
-words."""
+"""Every kind of folder in `tests.checkpoints.cases` loads as in transformers, or is refused with
+one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several turns of conversation: who said what, and the ids of the whole."""
+"""Several turns of conversation: the roles of texts, and the ids of the whole prompt."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What nobody above `models` may assume, on a family that has none of it: contiguous image tokens,
-byte-level BPE, pixel bounds, a chat template, Qwen's module paths."""
+"""Code above `models` must not assume contiguous image tokens, byte-level BPE, pixel bounds, a chat
+template or Qwen's module paths: tested on a family that has none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from sinkscope.attention_extractor import compare, generate, prompt_rows
-from sinkscope.attention_processor import image_share, patch_map, sink_share, tokens_looking_at
+from sinkscope.attention_processor import image_share, patch_map, sink_share, tokens_attending_to
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.values import Values
 from sinkscope.capture.run import RunOutOfMemoryError, memory_errors_named
@@ -28,7 +28,7 @@ from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import sink_score
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.finding.find import find
 from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.samples import Sample
@@ -48,7 +48,7 @@ from tests.models.fake_family import (
 from tests.web.test_payload import unpack
 
 pytestmark = pytest.mark.tiny
-GREY, PAINT = (100, 110, 90), (255, 0, 0)  # of no redness, and of the most
+GREY, PAINT = (100, 110, 90), (255, 0, 0)  # without redness, and with the most
 NEW = 4
 
 
@@ -189,7 +189,8 @@ def test_captured_rows_are_eagers(
 def test_a_painted_square_moves_the_map_to_its_pixels(
     handle: ModelHandle, box: tuple[int, int], tmp_path: Path
 ) -> None:
-    """In the head that looks for red: the map's largest cells are those whose boxes are painted."""
+    """In the head that attends to red, the map's largest cells are those whose boxes are
+    painted."""
     x, y = box
     image = painted(box=(x, y, x + 40, y + 40))
     trace = generate(
@@ -207,7 +208,7 @@ def test_a_painted_square_moves_the_map_to_its_pixels(
     drawn = overlay(image, found, OverlayStyle(opacity=1.0, scale="linear", alpha_by_value=True))
     change = np.abs(drawn.astype(int) - np.asarray(image)).sum(-1)
     assert change[y : y + 40, x : x + 40].mean() > 3 * change.mean()
-    (look, *_) = tokens_looking_at(trace, np.flatnonzero(inside).tolist(), layers=[0], heads=[0])
+    (look, *_) = tokens_attending_to(trace, np.flatnonzero(inside).tolist(), layers=[0], heads=[0])
     per_token = trace.attention[0, 0, 0].float()
     seen = trace.layout.grids[0].tokens_of(np.flatnonzero(inside).tolist())
     assert look.mass == pytest.approx(float(per_token[list(seen)].sum()), rel=1e-4)
@@ -228,7 +229,7 @@ def test_sinks_are_at_the_red_patches(sinking: ModelHandle, red_inputs: PromptIn
     layout, colours = red_inputs.layout, red_inputs.tensors["colours"]
     red = layout.vision_positions()[colours[:, 0] > 0.9].tolist()
     assert len(red) == 4
-    (first,) = [one for one in trace.sinks if one.layer == 2]  # none are looked for before it
+    (first,) = [one for one in trace.sinks if one.layer == 2]  # earlier layers are not searched
     assert set(red) <= set(first.positions)
     marked = sinks_of(trace, Bar(layers=(2,)))
     boxes = layout.grids[0].boxes()
@@ -266,7 +267,7 @@ def test_var_redistributes_over_vision_tokens_alone(
     plain = generate(sinking, red_inputs, settings)
     assert [t.id for t in pair.baseline.tokens] == [t.id for t in plain.tokens]
     layout = red_inputs.layout
-    states = Values(At("block_in", (1,)))
+    states = Values(SiteSelection("block_in", (1,)))
     with attached(sinking, red_inputs, [states]) as session, torch.no_grad():
         sinking.model(**red_inputs.tensors)
     vision = torch.zeros(1, layout.length, dtype=torch.bool)
@@ -286,13 +287,13 @@ def test_var_redistributes_over_vision_tokens_alone(
 
 
 def test_measuring_looks_at_the_vision_tokens(handle: ModelHandle) -> None:
-    """In a batch of two lengths: what is measured of each token is read at its own position."""
+    """In a batch of two lengths, each token's measurements are taken at its own position."""
     images = [painted(box=(0, 40, 40, 80)), painted(200, 90, box=(100, 0, 200, 90))]
     samples = [Sample(f"s{k}", (image,), "a star") for k, image in enumerate(images)]
     stats = measure(handle, samples, FindSettings(tokens_by="norm"))
     for sample, one in zip(samples, stats, strict=True):
         prompt = handle.prepare(sample.open_images(), sample.prompt)
-        states = Values(At("block_in"))
+        states = Values(SiteSelection("block_in"))
         with attached(handle, prompt, [states]) as session, torch.no_grad():
             handle.model(**prompt.tensors)
         for layer in range(handle.info.layers):
@@ -347,7 +348,7 @@ def test_hidden_tokens_are_those_of_a_dense_mask(
 
 
 def test_the_page_draws_cells(sinking: ModelHandle, red_inputs: PromptInputs) -> None:
-    """What the browser takes for patches are the cells of the merged map."""
+    """The patches drawn by the browser are the cells of the merged map."""
     trace = generate(sinking, red_inputs, GenerationSettings(max_new_tokens=2))
     header, arrays = unpack(build_payload(Run({"baseline": trace})))
     (image,) = header["images"]
@@ -363,7 +364,7 @@ def test_the_page_draws_cells(sinking: ModelHandle, red_inputs: PromptInputs) ->
 
 def test_a_probe_sees_all_positions(handle: ModelHandle, inputs: PromptInputs) -> None:
     class Told(Probe):
-        looks = (At("text_inputs"),)
+        reads = (SiteSelection("text_inputs"),)
 
     told = Told()
     with attached(handle, inputs, [told]) as session, torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a load will take, known before it: against the model that is then loaded."""
+"""The predicted memory of a load, compared with the model that is then loaded."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.tiny
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model's folder that a test may spoil."""
+    """A copy of the tiny model's folder that a test may damage."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
@@ -66,7 +66,7 @@ def test_a_hub_id_without_network() -> None:
 
 
 def test_a_hub_id_that_can_be_none() -> None:
-    with pytest.raises(ModelError, match=r"no valid hub id|no model folder"):
+    with pytest.raises(ModelError, match=r"not a valid hub id|no model folder"):
         load_model("no spaces/allowed here")
 
 
@@ -232,7 +232,7 @@ def test_an_index_that_leads_elsewhere(folder: Path) -> None:
 
 
 def test_a_token_that_the_model_does_not_know(folder: Path, photo: Image.Image) -> None:
-    """Added to the tokenizer alone: on a GPU such an id would end the process."""
+    """Added only to the tokenizer: on a GPU such an id would end the process."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<word_{n}>" for n in range(64)])
     tokenizer.save_pretrained(folder)
@@ -249,7 +249,7 @@ def test_a_note_goes_with_every_trace(folder: Path, photo: Image.Image, tmp_path
     trace = generate(handle, handle.prepare([photo], "x"), GenerationSettings(max_new_tokens=1))
     trace.save(tmp_path / "run.safetensors")
     assert GenerationTrace.open(tmp_path / "run.safetensors").model == handle.info
-    assert ModelInfo("m", "r", "f", "float32", "cpu", 4, 2, 64).note == ""  # files before it
+    assert ModelInfo("m", "r", "f", "float32", "cpu", 4, 2, 64).note == ""  # older files lack it
 
 
 def test_the_number_type_is_one_to_compute_in() -> None:

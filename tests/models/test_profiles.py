@@ -46,7 +46,7 @@ def test_another_model_of_the_same_sizes_is_refused_by_name(tmp_path: Path) -> N
     for model in ("Owner/Tuned-Model", str(tmp_path), "demo"):
         with pytest.raises(ValueError, match="is of Owner/Some-Model, and the model is") as refused:
             check_fits(PROFILE, model, "fam", 64, 4)
-        assert f'model = "{model}"' in str(refused.value)  # the way out
+        assert f'model = "{model}"' in str(refused.value)  # how to fix it
 
 
 @pytest.mark.tiny

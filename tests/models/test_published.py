@@ -1,6 +1,6 @@
-"""The layout in which Qwen2.5-VL is published: by folder, by the hub's cache, in the terminal.
+"""The layout in which Qwen2.5-VL is published: from a folder, the hub's cache, and the terminal.
 
-The real tokenizer (151,643 pieces) is used where SINKSCOPE_TOKENIZER names its folder; see
+The real tokenizer (151,643 pieces) is used if SINKSCOPE_TOKENIZER names its folder; see
 CONTRIBUTING.md.
 """
 

@@ -1,5 +1,5 @@
-"""Quantised checkpoints: every form that transformers knows is loaded with its library, or its
-library is named."""
+"""Quantised checkpoints: each format that transformers knows is loaded with its library, or the
+missing library is named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkscope.models.quantised import LIBRARIES, check_quantisation, quantisati
 from sinkscope.models.source import ModelError
 from sinkscope.models.weights import StoredTensor
 
-# transformers has these built in, or turns them back into plain weights without their hardware.
+# transformers has these built in, or converts them back to plain weights without their hardware.
 BUILT_IN = {"bitnet", "fp8", "gemma", "gguf", "metal", "mxfp4", "mxfp8"}
 PACKED = {"a.qweight": StoredTensor((8, 8), "I32")}
 
@@ -56,7 +56,7 @@ def test_a_part_of_the_libraries_is_not_enough(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_in_the_way_beside_a_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the module there, the library's own check decides; here it misses the package."""
+    """If the module exists, the library's own check decides; here it misses the package."""
     monkeypatch.setattr("sinkscope.models.quantised._installed", lambda module: True)
     with pytest.raises(ModelError, match="quantised with awq, which cannot be used on cpu here: "):
         check_quantisation("x", config({"quant_method": "awq", "bits": 4}), "cpu", PACKED)
@@ -77,5 +77,7 @@ def test_plain_weights_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_leftover_of_a_training_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sinkscope.models.quantised._installed", lambda module: False)
     plain = {"a.weight": StoredTensor((8, 8), "BF16")}
-    with pytest.raises(ModelError, match=r"plain numbers.*take quantization_config out"):
+    with pytest.raises(
+        ModelError, match=r"plain numbers.*remove quantization_config from its config.json"
+    ):
         check_quantisation("x", config({"quant_method": "bitsandbytes"}), "cpu", plain)

@@ -194,7 +194,7 @@ def test_the_same_prompt_gives_the_same_tensors(handle: ModelHandle, photo: Imag
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"prompt": "a\udcffb"}, "prompt has characters that are no valid Unicode"),
+        ({"prompt": "a\udcffb"}, "prompt has characters that are not valid Unicode"),
         ({"system": "a\ud800"}, "system has characters"),
         ({"prompt": None}, "prompt is a NoneType"),
         ({"images": blank(60, 60)}, "images is one image"),
@@ -222,5 +222,5 @@ def test_images_in_memory_are_seen_like_files(handle: ModelHandle) -> None:
     assert grey.getpixel((5, 5)) == (117, 117, 117)
     assert white.getpixel((5, 5)) == (255, 255, 255)
     turned = blank(80, 40)
-    turned.getexif()[0x0112] = 6  # a camera held upright
+    turned.getexif()[0x0112] = 6  # as from a camera held upright
     assert handle.prepare([turned], "x").images[0].size == (40, 80)

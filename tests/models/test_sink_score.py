@@ -1,4 +1,4 @@
-"""The two sink criteria: definition, float32 inside, strict or not, blocks, and what is refused."""
+"""The two sink criteria: definition, float32 inside, strict or not, blocks, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sites by role: what is read there, and what an edit there does, on the tiny model."""
+"""Sites by role: the values read there, and the effect of an edit there, on the tiny model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, MODULE_SITES, At, put, take
+from sinkscope.models.sites import MODULE_SITES, NO_END, SiteSelection, put, take
 from sinkscope.models.stack import TextStack
 
 NEW, LAYER = 4, 2
-# Module of each site, and whether it is what goes in: said here once more, as a test must.
+# Module of each site, and whether its input is meant: written out again, because this is a test.
 MODULES: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "block_in": (lambda layer: layer, "in"),
     "q": (lambda layer: layer.self_attn.q_proj, "out"),
@@ -42,20 +42,20 @@ MODULES: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
 
 
 def test_positions_that_pass() -> None:
-    assert At("z").here(5, 3) == range(5, 8)
-    assert At("z", None, range(6, 100)).here(5, 3) == range(6, 8)
-    assert not At("z", None, range(5)).here(5, 3)
-    assert not At("z", None, range(8, 9)).here(5, 3)
-    assert At("z", None, (0, 5, 7, 8)).here(5, 3) == (5, 7)
-    assert At("rows", None, range(9, EVER)).here(20, 1) == range(20, 21)
+    assert SiteSelection("z").positions_in(5, 3) == range(5, 8)
+    assert SiteSelection("z", None, range(6, 100)).positions_in(5, 3) == range(6, 8)
+    assert not SiteSelection("z", None, range(5)).positions_in(5, 3)
+    assert not SiteSelection("z", None, range(8, 9)).positions_in(5, 3)
+    assert SiteSelection("z", None, (0, 5, 7, 8)).positions_in(5, 3) == (5, 7)
+    assert SiteSelection("rows", None, range(9, NO_END)).positions_in(20, 1) == range(20, 21)
 
 
 @pytest.mark.parametrize("positions", [(3, 3), (4, 2), (-1, 2), range(0, 8, 2), range(-1, 3)])
 def test_positions_that_are_none(positions: Any) -> None:
     with pytest.raises(ValueError, match="allowed: a range of step 1, or rising whole numbers"):
-        At("z", None, positions)
+        SiteSelection("z", None, positions)
     with pytest.raises(ValueError, match="site is 'w'; allowed: block_in, q, "):
-        At("w")  # type: ignore[arg-type]
+        SiteSelection("w")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("positions", [range(10, 16), range(12, 14), (10, 13, 15), range(10, 11)])
@@ -114,7 +114,7 @@ def plain_sdpa(handle: ModelHandle) -> Iterator[None]:
 def by_hand(
     handle: ModelHandle, site: str, layer: int, do: Callable[[Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """A hook of torch's own on the site's module."""
+    """A plain torch hook on the site's module."""
     find, side = MODULES[site]
     module = find(handle.stack.layers[layer])
 
@@ -153,14 +153,14 @@ def test_reading_is_what_a_hook_sees(
         "all": None,
         "range": range(3, end + 1),
         "tuple": (0, 5, end - 1, end, end + 2),
-        "answer": range(end, EVER),
+        "answer": range(end, NO_END),
     }[where]
     seen: list[Tensor] = []
     with plain_sdpa(handle), by_hand(handle, site, LAYER, lambda values: seen.append(values)):
         plain = generate(handle, inputs)
     right = torch.cat(seen, dim=1)
     assert right.shape[1] == end + NEW - 1
-    probe = Values(At(site, (LAYER,), wanted))  # type: ignore[arg-type]
+    probe = Values(SiteSelection(site, (LAYER,), wanted))  # type: ignore[arg-type]
     with attached(handle, inputs, [probe], new_tokens=NEW) as session:
         ours = generate(handle, inputs)
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, ours.logits, strict=True))
@@ -174,9 +174,9 @@ def test_reading_is_what_a_hook_sees(
 
 @dataclass(frozen=True)
 class Squashed(Intervention):
-    """Squashes a site's values (a factor alone would be taken out again by a norm)."""
+    """Squashes a site's values (a norm would undo a constant factor)."""
 
-    edits: tuple[At, ...]
+    edits: tuple[SiteSelection, ...]
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         assert values.shape[1] == len(positions)
@@ -189,7 +189,7 @@ class Squashed(Intervention):
 def test_an_edit_is_what_a_hook_does(
     handle: ModelHandle, inputs: PromptInputs, site: str, where: str
 ) -> None:
-    """Through prefill and decode: what is edited of keys and values stays in the cache."""
+    """At prefill and decode: edited keys and values stay in the cache."""
     end = inputs.layout.length
     wanted = {"all": None, "range": range(4, end + 2), "tuple": (1, 6, end - 1, end + 1)}[where]
     passed = 0
@@ -204,20 +204,20 @@ def test_an_edit_is_what_a_hook_does(
 
     with plain_sdpa(handle), by_hand(handle, site, LAYER, squash):
         right = generate(handle, inputs)
-    change = Squashed((At(site, (LAYER,), wanted),))  # type: ignore[arg-type]
-    seen = Values(At(site, (LAYER,)))  # type: ignore[arg-type]
+    change = Squashed((SiteSelection(site, (LAYER,), wanted),))  # type: ignore[arg-type]
+    seen = Values(SiteSelection(site, (LAYER,)))  # type: ignore[arg-type]
     with attached(handle, inputs, [seen], [change], new_tokens=NEW) as session:
         ours = generate(handle, inputs)
     for a, b in zip(right.logits, ours.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     plain = generate(handle, inputs)
     assert (plain.logits[0] - ours.logits[0]).abs().max() > 1e-3
-    assert session[seen][LAYER].shape[1] == end + NEW - 1  # who looks sees what was made of it
+    assert session[seen][LAYER].shape[1] == end + NEW - 1  # probes see the edited values
 
 
 @pytest.mark.tiny
 def test_the_sites_of_a_layer_are_its_equations(handle: ModelHandle, inputs: PromptInputs) -> None:
-    probes = {site: Values(At(site)) for site in MODULE_SITES}  # type: ignore[arg-type]
+    probes = {site: Values(SiteSelection(site)) for site in MODULE_SITES}  # type: ignore[arg-type]
     layer = handle.stack.layers[LAYER]
     with attached(handle, inputs, list(probes.values())) as session:
         handle.model(**inputs.tensors)
@@ -250,9 +250,9 @@ def test_queries_and_keys_are_the_rotated_projections(
 
     @dataclass(frozen=True)
     class Both(Probe):
-        looks: tuple[At, ...] = (At("queries_keys", (LAYER,)),)
+        reads: tuple[SiteSelection, ...] = (SiteSelection("queries_keys", (LAYER,)),)
 
-    both, q, k = Both(), Values(At("q", (LAYER,))), Values(At("k", (LAYER,)))
+    both, q, k = Both(), Values(SiteSelection("q", (LAYER,))), Values(SiteSelection("k", (LAYER,)))
     with attached(handle, inputs, [both, q, k]) as session:
         handle.model(**inputs.tensors)
     ((rotated, keys, scale),) = session[both][LAYER]
@@ -264,12 +264,12 @@ def test_queries_and_keys_are_the_rotated_projections(
 
 @pytest.mark.tiny
 def test_where_nobody_looks_nothing_is_called(handle: ModelHandle, inputs: PromptInputs) -> None:
-    """No hook but those asked for, and a probe of prompt positions is not called at decode."""
+    """Only the requested hooks exist, and a probe of prompt positions is not called at decode."""
     called: list[tuple[str, int, Sequence[int]]] = []
 
     @dataclass(frozen=True)
     class Told(Probe):
-        looks: tuple[At, ...]
+        reads: tuple[SiteSelection, ...]
 
         def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
             called.append((site, layer, positions))
@@ -279,7 +279,7 @@ def test_where_nobody_looks_nothing_is_called(handle: ModelHandle, inputs: Promp
         return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
 
     end, before = inputs.layout.length, hooks(handle.stack)
-    sites = (At("z", (1,), range(end)), At("gate", (3,), range(end, EVER)))
+    sites = (SiteSelection("z", (1,), range(end)), SiteSelection("gate", (3,), range(end, NO_END)))
     with attached(handle, inputs, [Told(sites)], new_tokens=NEW):
         assert hooks(handle.stack) == before + 2
         generate(handle, inputs)

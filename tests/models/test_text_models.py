@@ -1,4 +1,4 @@
-"""Text models: prompts, attention rows and sites of each architecture, on tiny random ones."""
+"""Text models: prompts, attention rows and sites of each architecture, on tiny random models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sinkscope.capture.storage import open_trace, save_trace
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelError, ModelHandle, load_model
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import Projection
 from sinkscope.sinks.validating.masking import hidden_log_probabilities, read_answer
 from tests.text_models import TEXT, attention_of, save_text_model, told
@@ -143,7 +143,7 @@ def test_folders_that_are_no_text_model(llama: ModelHandle, tmp_path: Path) -> N
 
 
 def test_a_folder_as_the_hub_has_gpt2(tmp_path: Path) -> None:
-    """Names without the decoder's prefix, a head that is the embedding, masks among the weights."""
+    """Names without the decoder's prefix, a head tied to the embedding, masks among the weights."""
     save_text_model(tmp_path, "gpt2")
     file = tmp_path / "model.safetensors"
     weights = {
@@ -176,7 +176,7 @@ def test_packed_weights_are_refused_where_plain_ones_are_needed() -> None:
 
 @dataclass(frozen=True)
 class Rows(Probe):
-    looks: tuple[At, ...] = (At("rows"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("rows"),)
 
 
 def test_rows_are_those_of_eager_attention(handle: ModelHandle, inputs: PromptInputs) -> None:
@@ -216,14 +216,14 @@ def test_windows_are_said(handle: ModelHandle, inputs: PromptInputs) -> None:
 def test_queries_and_keys_give_the_row(handle: ModelHandle, inputs: PromptInputs) -> None:
     @dataclass(frozen=True)
     class Keys(Probe):
-        looks: tuple[At, ...] = (At("queries_keys", (LAYER,)),)
+        reads: tuple[SiteSelection, ...] = (SiteSelection("queries_keys", (LAYER,)),)
 
-    keys, rows = Keys(), Rows((At("rows", (LAYER,)),))
+    keys, rows = Keys(), Rows((SiteSelection("rows", (LAYER,)),))
     with attached(handle, inputs, [keys, rows]) as session, torch.no_grad():
         handle.model(**inputs.tensors)
     ((query, key, scale),) = session[keys][LAYER]
     if handle.stack.windows[LAYER] is not None:
-        return  # the row of a window is not that of all keys
+        return  # with a window, the row does not cover all keys
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     last = torch.softmax(query[:, :, -1:] @ key.transpose(2, 3) * scale, -1)
     torch.testing.assert_close(session[rows][LAYER][-1][:, :, -1:], last, rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ from sinkscope.capture.session import attached
 from sinkscope.interventions.base import Intervention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import MODULE_SITES, At
+from sinkscope.models.sites import MODULE_SITES, SiteSelection
 from tests.text_models import TEXT, WITHOUT_GATE, attention_of, told
 
 pytestmark = pytest.mark.tiny
@@ -39,8 +39,8 @@ By = Callable[[Any], nn.Module]
 
 
 def places(handle: ModelHandle) -> dict[str, tuple[By, str, Callable[[Tensor], Tensor]]]:
-    """Site -> its module, whether it is what goes in, and which part of it: said here once more, as
-    a test must."""
+    """Site -> its module, whether its input is meant, and which part of it: written out again,
+    because this is a test."""
 
     def whole(values: Tensor) -> Tensor:
         return values
@@ -117,7 +117,7 @@ def test_sites_are_what_hooks_see(handle: ModelHandle, inputs: PromptInputs) -> 
         told(handle, inputs)
     for hook in hooks:
         hook.remove()
-    probes = {site: Values(At(site, (LAYER,))) for site in seen}  # type: ignore[arg-type]
+    probes = {site: Values(SiteSelection(site, (LAYER,))) for site in seen}  # type: ignore[arg-type]
     with attached(handle, inputs, list(probes.values()), new_tokens=NEW) as session:
         told(handle, inputs)
     assert set(seen) == set(handle.stack.points)
@@ -139,14 +139,14 @@ def test_a_site_that_the_family_lacks(handle: ModelHandle, inputs: PromptInputs)
         return
     with (
         pytest.raises(ValueError, match="site is 'gate'; this model has block_in, q, k, v, attn_"),
-        attached(handle, inputs, [Values(At("gate"))]),
+        attached(handle, inputs, [Values(SiteSelection("gate"))]),
     ):
         pass
 
 
 @dataclass(frozen=True)
 class Squashed(Intervention):
-    edits: tuple[At, ...]
+    edits: tuple[SiteSelection, ...]
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         return torch.tanh(values)
@@ -154,12 +154,12 @@ class Squashed(Intervention):
 
 @pytest.mark.parametrize("site", MODULE_SITES)
 def test_an_edit_is_what_a_hook_does(handle: ModelHandle, inputs: PromptInputs, site: str) -> None:
-    """Prefill and decode; of a fused projection only the part that is meant changes."""
+    """At prefill and decode; of a fused projection only the intended part changes."""
     if site not in handle.stack.points:
         pytest.skip("this family has no such site")
     find, side, part = places(handle)[site]
     layer = handle.stack.layers[LAYER]
-    if site == "block_in":  # the norm's input alone would leave the residual stream as it is
+    if site == "block_in":  # changing only the norm's input would not change the residual stream
         module, side = layer, "in"
     else:
         module = find(layer)
@@ -188,7 +188,7 @@ def test_an_edit_is_what_a_hook_does(handle: ModelHandle, inputs: PromptInputs, 
         right = told(handle, inputs)
         hook.remove()
         plain = told(handle, inputs)
-    change = Squashed((At(site, (LAYER,)),))  # type: ignore[arg-type]
+    change = Squashed((SiteSelection(site, (LAYER,)),))  # type: ignore[arg-type]
     with attached(handle, inputs, interventions=[change], new_tokens=NEW):
         ours = told(handle, inputs)
     assert torch.equal(right.sequences, ours.sequences)
@@ -198,7 +198,7 @@ def test_an_edit_is_what_a_hook_does(handle: ModelHandle, inputs: PromptInputs, 
 
 
 def test_gradients_reach_every_site(handle: ModelHandle, inputs: PromptInputs) -> None:
-    probes = [Values(At(site, (LAYER,))) for site in handle.stack.points]  # type: ignore[arg-type]
+    probes = [Values(SiteSelection(site, (LAYER,))) for site in handle.stack.points]  # type: ignore[arg-type]
     with attached(handle, inputs, probes, gradients=True) as session:
         logits = handle.model(**inputs.tensors).logits
     found = [session[probe][LAYER] for probe in probes]
@@ -214,7 +214,7 @@ def test_gradients_reach_every_site(handle: ModelHandle, inputs: PromptInputs) -
 def test_the_equations_of_a_layer(handle: ModelHandle, inputs: PromptInputs) -> None:
     stack = handle.stack
     wanted = [site for site in MODULE_SITES if site in stack.points]
-    probes = {site: Values(At(site)) for site in wanted}  # type: ignore[arg-type]
+    probes = {site: Values(SiteSelection(site)) for site in wanted}  # type: ignore[arg-type]
     with attached(handle, inputs, list(probes.values())) as session, torch.no_grad():
         logits = handle.model(**inputs.tensors).logits
     at = {site: session[probe][LAYER] for site, probe in probes.items()}

@@ -1,4 +1,4 @@
-"""Which bytes tokens have that are parts of one character."""
+"""The bytes of tokens that are parts of one character."""
 
 from __future__ import annotations
 

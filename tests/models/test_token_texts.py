@@ -1,4 +1,4 @@
-"""Texts of tokens join to what the tokenizer decodes, whatever kind of tokenizer it is."""
+"""The texts of tokens join to the tokenizer's decoded text, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fast(made: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def metaspace(prepend: str = "always") -> PreTrainedTokenizerFast:
-    """As SentencePiece unigram models have it: a word's blank is part of its token."""
+    """As in SentencePiece unigram models: a word's blank is part of its token."""
     pieces = [("<unk>", 0.0), *((word, -1.0 - k) for k, word in enumerate(WORDS))]
     letters = [(chr(c), -9.0) for c in range(ord("a"), ord("z") + 1) if chr(c) not in WORDS]
     made = Tokenizer(models.Unigram(pieces + letters, unk_id=0))
@@ -36,7 +36,7 @@ def metaspace(prepend: str = "always") -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """As Llama 2 and Mistral have it: blanks as U+2581, what is not in the vocabulary as bytes."""
+    """As in Llama 2 and Mistral: blanks as U+2581, unknown characters as bytes."""
     pieces = [("<unk>", 0.0), *((b, -20.0) for b in BYTES), *((w, -1.0) for w in WORDS)]
     made = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     made.normalizer = normalizers.Sequence(
@@ -100,7 +100,7 @@ def test_texts_join_to_the_decoded_text(kind: str, text: str) -> None:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_texts_of_any_ids_join_wherever_they_end(kind: str, data: st.DataObject) -> None:
-    """Ids that no text has: bytes that are no characters, unknown ids, control tokens."""
+    """Ids that no text produces: bytes that are not characters, unknown ids, control tokens."""
     names = tokenizer(kind)
     most = len(names) + 2  # a model's vocabulary is often padded beyond the tokenizer's
     ids = data.draw(st.lists(st.integers(0, most), max_size=2 * MOST_PENDING))
@@ -110,7 +110,7 @@ def test_texts_of_any_ids_join_wherever_they_end(kind: str, data: st.DataObject)
         if count % 7 == 0:  # a stop may come at any token
             assert "".join(pieces.finish()) == names.decode(ids[:count])
     assert "".join(pieces.finish()) == names.decode(ids)
-    if kind != "byte fallback":  # what it has shown can turn into U+FFFD later
+    if kind != "byte fallback":  # text already shown can become U+FFFD later
         fresh, shown = TextPieces(names), ""
         for token in ids:
             shown += fresh.add(token)
@@ -155,7 +155,7 @@ def test_a_character_belongs_to_the_token_that_completes_it(kind: str) -> None:
     ids = names("\U0001f600!", add_special_tokens=False)["input_ids"]
     ids = ids[-5:]  # byte fallback has a blank before it
     assert token_texts(names, ids) == ("", "", "", "\U0001f600", "!")
-    for cut in (1, 2, 3):  # an answer that ends inside of it keeps what there is of it
+    for cut in (1, 2, 3):  # an answer that ends inside a character keeps its bytes
         pieces = token_texts(names, ids[:cut])
         assert "".join(pieces) == names.decode(ids[:cut])
         assert set("".join(pieces)) == {"\ufffd"}

@@ -1,4 +1,4 @@
-"""Views of an image and the one map that is made of them, by hand-computed cases."""
+"""Views of an image and the single map made from them, in hand-computed cases."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_missing_where_no_token_has_a_value() -> None:
     values = torch.tensor([nan, 2, 3, 4, 5, 6, 7, 8, nan, 0, 24])
     made = grid.on_cells(values)
     assert made.isnan().tolist() == [[True, False, False, False], [False] * 4]
-    assert float(made[0, 1]) == 2.0  # the thumbnail's part of it has no value
+    assert float(made[0, 1]) == 2.0  # the thumbnail's part has no value
     mean = grid.on_cells(values, adds_up=False)
     assert mean.isnan().tolist() == made.isnan().tolist()
     assert float(mean[0, 1]) == pytest.approx((2 + 0 * 2 / 3) / (1 + 2 / 3))

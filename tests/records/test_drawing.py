@@ -1,4 +1,4 @@
-"""A few of many, by seed: neither order nor place matters, and memory does not grow."""
+"""A sample by seed: neither order nor file matters, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from sinkscope.records.drawing import Draw, StoppedReading
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
+from sinkscope.records.sampling import RecordSample, StoppedReading
 from sinkscope.records.sources import file_source
 
 
-def draw(folder: Path, rows: list[dict[str, Any]], count: int, **options: Any) -> Draw:
+def draw(folder: Path, rows: list[dict[str, Any]], count: int, **options: Any) -> RecordSample:
     path = folder / "my.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    return Draw(file_source(path, Beside(folder)), count, **options)
+    return RecordSample(file_source(path, FolderPictures(folder)), count, **options)
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def test_the_order_of_lines_plays_no_part(tmp_path: Path) -> None:
     random.Random(1).shuffle(given)
     assert [r.question for r in draw(tmp_path, given, 5)] == first
     assert [r.question for r in draw(tmp_path, given, 5, seed=1)] != first
-    # Fewer or more wanted: the same ones first.
+    # If fewer or more are wanted, the first ones are the same.
     assert [r.question for r in draw(tmp_path, given, 50)] == first
 
 

@@ -1,4 +1,4 @@
-"""Rows in the very layouts in which data sets are shared, and what is asked of each."""
+"""Rows in the exact layouts in which data sets are shared, and the question read from each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(row: dict[str, Any]) -> Record:
 
 
 def files(record: Record) -> list[str]:
-    assert all(image.kind == "file" for image in record.images)
+    assert all(image.encoding == "file" for image in record.images)
     return [str(image.value) for image in record.images]
 
 
@@ -255,9 +255,9 @@ def test_images_in_messages() -> None:
     ):  # fmt: skip
         record = read({"messages": [{"role": "user", "content": parts}]})
         assert (record.question, record.images) == ("What?", (Reference("base64", uri),))
-        assert not record.image_behind_words
+        assert not record.image_after_text
         behind = read({"messages": [{"role": "user", "content": parts[::-1]}]})
-        assert behind.question == "What?" and behind.image_behind_words
+        assert behind.question == "What?" and behind.image_after_text
 
 
 def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
@@ -274,7 +274,7 @@ def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
         assert asked(text).question == "What?"
     assert asked("Look at <image> and say").question == "Look at and say"
     assert asked("One\n<image>\ntwo").question == "One\ntwo"
-    assert [asked(t).image_behind_words for t in ("<image>\nx", "x\n<image>", "x")] == [
+    assert [asked(t).image_after_text for t in ("<image>\nx", "x\n<image>", "x")] == [
         False,
         True,
         False,
@@ -284,10 +284,10 @@ def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
     assert files(asked("Which?", 3)) == ["0.jpg", "1.jpg", "2.jpg"]
     with pytest.raises(RecordError, match=r"has 2 image marks in its question, but 1 image$"):
         asked("<image><image>Which?", 1)
-    # A numbered mark says which one is meant.
+    # A numbered mark says which image is meant.
     record = asked("Is <image 1> like <image_2>?", 2)
     assert record.question == "Is image 1 like image 2?" and len(record.images) == 2
-    # In a time that grows with the text alone.
+    # In time linear in the text's length.
     gaps = " " * 200_000
     assert asked(f"a{gaps}<image>{gaps}b{gaps}c").question == f"a b{gaps}c"
     assert asked("a <image> <image> b", 2).question == "a b"
@@ -327,7 +327,7 @@ def test_the_first_pair_that_shows_an_image_is_asked_with_what_was_said_before()
     )
     assert (swift.question, swift.answer, swift.system) == ("And now?", "B", "Be kind.")
     assert swift.history == (("First?", "A"), ("Then?", "C"))
-    # Neighbours of one speaker are one turn.
+    # Consecutive messages of one speaker are one turn.
     split = [
         {"role": "user", "content": [{"type": "image"}]},
         {"role": "user", "content": "What?"},
@@ -366,10 +366,10 @@ def test_rows_without_a_picture_are_no_records(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": 3}, "has prompt that is no text: 3; allowed: a text"),
-        ({"question": {"en": "x"}}, r"has question that is no text: \{'en': 'x'\}"),
-        ({"question": "x", "answer": [["a"]]}, r"answer that is no answer: \['a'\]; allowed: a"),
-        ({"question": "x", "answer": b"x"}, "has answer that is no answer"),
+        ({"prompt": 3}, "has prompt that is not text: 3; allowed: a text"),
+        ({"question": {"en": "x"}}, r"has question that is not text: \{'en': 'x'\}"),
+        ({"question": "x", "answer": [["a"]]}, r"that is not an answer: \['a'\]; allowed: a"),
+        ({"question": "x", "answer": b"x"}, "has answer that is not an answer"),
         ({"image": 3}, "has no image that can be read: image is 3; allowed: a path"),
         ({"image": {"width": 3}}, "has no image that can be read: image is"),
         ({"image": "https://a.b/c.jpg"}, "names its image by an address .*nothing is fetched"),
@@ -377,7 +377,7 @@ def test_rows_without_a_picture_are_no_records(row: dict[str, Any]) -> None:
         ({"image": "s3://bucket/x.png"}, "by an address"),
         ({"image": ["x.jpg"] * 1_000_000}, "has 1000000 images; allowed: at most 100"),
         ({"query": "x", "response": "y", "history": [["a"]]}, r"has history with \['a'\]"),
-        ({"query": "x", "response": "y", "history": "a"}, "has history that is no list: 'a'"),
+        ({"query": "x", "response": "y", "history": "a"}, "has history that is not a list: 'a'"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "type 'video'; allowed"),
         ({"messages": [{"content": "x"}]}, "allowed: from and value, or role and content"),
         ({"conversations": ["x"]}, "has conversations with 'x'; allowed: messages"),

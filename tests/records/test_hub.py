@@ -1,4 +1,4 @@
-"""Names of hub datasets, and the library's own reading of one that lies on the disk."""
+"""Names of hub datasets, and the library's own reading of a dataset on the disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sinkscope.records.drawing import Draw
 from sinkscope.records.hub import HubName, hub_name, hub_source
 from sinkscope.records.pictures import picture
+from sinkscope.records.sampling import RecordSample
 
 CARD = """---
 configs:
@@ -55,8 +55,8 @@ def encoded(shade: int) -> bytes:
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`owner/name` with two configurations, laid out as on the hub; the library takes a folder of
-    that name for it."""
+    """`owner/name` with two configurations, laid out as on the hub; the library accepts a folder
+    with that name instead."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {
@@ -85,7 +85,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("dataset")
 def test_a_configuration_is_read() -> None:
     source = hub_source("hub:owner/name:Depth:val", 3, 0)
-    records = list(Draw(source, 3))
+    records = list(RecordSample(source, 3))
     assert sorted(r.question or "" for r in records) == [f"Is it {100 + i}?" for i in range(6)]
     assert {r.answer for r in records} == {"yes"}
     for record in records:
@@ -93,7 +93,7 @@ def test_a_configuration_is_read() -> None:
         (image,) = record.images
         shade = int(str(record.question)[6:-1])
         assert picture(image, source.pictures, 10**6) == encoded(shade)
-    assert [r.id for r in Draw(hub_source("hub:owner/name:Depth:val", 3, 1), 3)] != [
+    assert [r.id for r in RecordSample(hub_source("hub:owner/name:Depth:val", 3, 1), 3)] != [
         r.id for r in records
     ]
 
@@ -106,4 +106,4 @@ def test_what_a_dataset_does_not_have_is_named() -> None:
         ("hub:owner/name:Depth:test", r"cannot be read: Bad split: test.*val"),
     ):
         with pytest.raises(ValueError, match=words):
-            list(Draw(hub_source(name, 3, 0), 3))
+            list(RecordSample(hub_source(name, 3, 0), 3))

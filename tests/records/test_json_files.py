@@ -1,4 +1,4 @@
-"""Files of JSON as they are shared, and as nobody should write them."""
+"""JSON files as they are shared, and badly written ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_one_record_alone_and_none(tmp_path: Path) -> None:
 
 
 def test_a_long_line_that_is_called_json(tmp_path: Path) -> None:
-    """Longer than what is looked at to tell lines from one object."""
+    """Longer than the part that is examined to tell lines from one object."""
     rows = [{"image": "A" * 200_000, "text": str(i)} for i in range(3)]
     assert [r for _, r in read(write(tmp_path, "\n".join(map(json.dumps, rows))))] == rows
 
@@ -79,27 +79,27 @@ def test_a_long_line_that_is_called_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("{", "a.jsonl", "Line 1 of a.jsonl is no JSON"),
-        ('{"a": 1}\n{"a": 1,}\n', "a.jsonl", "Line 2 of a.jsonl is no JSON"),
+        ("{", "a.jsonl", "Line 1 of a.jsonl is not JSON"),
+        ('{"a": 1}\n{"a": 1,}\n', "a.jsonl", "Line 2 of a.jsonl is not JSON"),
         ('{"a": 1}\n{"a": 1, "a": 2}\n', "a.jsonl", "Line 2 of a.jsonl .* the key 'a' twice"),
-        ('{"a": 1} {"a": 1}\n', "a.jsonl", "Line 1 of a.jsonl is no JSON: Extra data"),
-        ('{"a": "b\0c"}\n', "a.jsonl", "Line 1 of a.jsonl is no JSON: Invalid control character"),
-        (b'{"a": 1}\n{"a": "\xff"}', "a.jsonl", "Line 2 of a.jsonl is no UTF-8 text .*as UTF-8"),
+        ('{"a": 1} {"a": 1}\n', "a.jsonl", "Line 1 of a.jsonl is not JSON: Extra data"),
+        ('{"a": "b\0c"}\n', "a.jsonl", "Line 1 of a.jsonl is not JSON: Invalid control character"),
+        (b'{"a": 1}\n{"a": "\xff"}', "a.jsonl", "Line 2 of a.jsonl is not UTF-8 text .*as UTF-8"),
         ("\ufeff{}".encode("utf-16"), "a.jsonl", "a.jsonl is UTF-16; save the file as UTF-8"),
         ('{"a": ' * 100_000, "a.jsonl", "Line 1 of a.jsonl .*it is nested too deeply"),
-        ('{"a": ' + "9" * 5000 + "}", "a.jsonl", "Line 1 of a.jsonl is no JSON: Exceeds"),
-        ('[{"a": 1}, {"a": }]', "a.json", "Entry 2 of a.json is no JSON: Expecting value"),
-        ('[{"a": 1}, {"a": 1', "a.json", "Entry 2 of a.json is no JSON"),
-        ('[{"a": 1}', "a.json", "after entry 1, of a.json is no JSON: the file ends where"),
-        ('[{"a": 1} {"a": 2}]', "a.json", "after entry 1, of a.json is no JSON: '{' stands where"),
-        ('[{"a": 1},]', "a.json", "Entry 2 of a.json is no JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "a.jsonl", "Line 1 of a.jsonl is not JSON: Exceeds"),
+        ('[{"a": 1}, {"a": }]', "a.json", "Entry 2 of a.json is not JSON: Expecting value"),
+        ('[{"a": 1}, {"a": 1', "a.json", "Entry 2 of a.json is not JSON"),
+        ('[{"a": 1}', "a.json", "after entry 1, of a.json is not JSON: the file ends where"),
+        ('[{"a": 1} {"a": 2}]', "a.json", "after entry 1, of a.json is not JSON: '{' stands where"),
+        ('[{"a": 1},]', "a.json", "Entry 2 of a.json is not JSON"),
         ('[{"a": 1}] x', "a.json", "goes on with 'x' behind its end"),
-        ('[{"a": 1, "a": 2}]', "a.json", "Entry 1 of a.json is no JSON: .* the key 'a' twice"),
-        ("[" * 100_000, "a.json", "Entry 1 of a.json is no JSON: it is nested too deeply"),
-        (b'[{"a": "\xff"}]', "a.json", "a.json is no UTF-8 text"),
+        ('[{"a": 1, "a": 2}]', "a.json", "Entry 1 of a.json is not JSON: .* the key 'a' twice"),
+        ("[" * 100_000, "a.json", "Entry 1 of a.json is not JSON: it is nested too deeply"),
+        (b'[{"a": "\xff"}]', "a.json", "a.json is not UTF-8 text"),
         ("\ufeff[]".encode("utf-16"), "a.json", "a.json is UTF-16"),
-        ("image,question\n", "a.json", "a.json is no JSON: it begins with b'image"),
-        ('{"data": [{"a": 1}], "x": }', "a.json", "under 'x' of a.json is no JSON"),
+        ("image,question\n", "a.json", "a.json is not JSON: it begins with b'image"),
+        ('{"data": [{"a": 1}], "x": }', "a.json", "under 'x' of a.json is not JSON"),
     ],
 )
 def test_what_is_wrong_is_named(text: str | bytes, name: str, message: str, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_lines_and_values_have_a_limit(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_values_have_a_limit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parsed, brackets take twenty times the memory that they take as text."""
+    """Parsed, brackets use twenty times the memory of their text."""
     monkeypatch.setattr("sinkscope.records.text.MOST_VALUES", 1000)
     monkeypatch.setattr("sinkscope.records.json_files._CHUNK", 500)
     long = '{"a": [' + ",".join(["[]"] * 2000) + "]}"
@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
 
 
 def damage(path: Path) -> list[tuple[int, Any]]:
-    """Rows, with the reason in place of those that cannot be read."""
+    """Rows, with the reason instead of those that cannot be read."""
     return [
         (number, row.reason if isinstance(row, Damaged) else row)
         for number, row in json_rows(path, path.name, damaged=True)
@@ -172,11 +172,11 @@ def test_lines_behind_a_damaged_one_are_read(
     assert [number for number, _ in found] == [1, 2, 4, 5, 6, 7]
     assert [row for _, row in found if isinstance(row, dict)] == [{"a": 1}, {"a": 2}]
     said = [row for _, row in found if isinstance(row, str)]
-    assert said[0].startswith("Line 2 of a.jsonl is no JSON: ")
-    assert said[1].startswith("Line 4 of a.jsonl is no UTF-8 text (its byte 7)")
+    assert said[0].startswith("Line 2 of a.jsonl is not JSON: ")
+    assert said[1].startswith("Line 4 of a.jsonl is not UTF-8 text (its byte 7)")
     assert said[2].startswith("Line 5 of a.jsonl is longer than ")
-    assert said[3].startswith("Line 7 of a.jsonl is no JSON: ")
-    with pytest.raises(ValueError, match=r"Line 2 of a\.jsonl is no JSON"):
+    assert said[3].startswith("Line 7 of a.jsonl is not JSON: ")
+    with pytest.raises(ValueError, match=r"Line 2 of a\.jsonl is not JSON"):
         read(path)
 
 
@@ -186,5 +186,5 @@ def test_a_list_that_breaks_off_says_where(tmp_path: Path) -> None:
     assert found[:2] == [(1, {"a": 1}), (2, {"a": 2})]
     number, said = found[2]
     assert (len(found), number) == (3, 3)
-    assert said.startswith("Entry 3 of data.json is no JSON: ")
+    assert said.startswith("Entry 3 of data.json is not JSON: ")
     assert said.endswith("What follows it cannot be read.")

@@ -1,4 +1,4 @@
-"""How rows name pictures, and that none leads where it must not."""
+"""How rows name pictures, and that no name leads to a forbidden file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from PIL import Image
 
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import ImageError, open_image
-from sinkscope.records.pictures import Beside, OnHub, Pictures, Uploaded, picture, references
+from sinkscope.records.pictures import (
+    FolderPictures,
+    HubPictures,
+    Pictures,
+    UploadedPictures,
+    picture,
+    references,
+)
 from sinkscope.records.record import Reference
 
 MOST = ImageLimits().max_bytes
@@ -27,7 +34,7 @@ def encoded(kind: str = "PNG") -> bytes:
 
 def opened(value: object, pictures: Pictures | None = None, key: str = "image") -> Image.Image:
     (reference,) = references({key: value})
-    return open_image(picture(reference, pictures or Uploaded({}), MOST))
+    return open_image(picture(reference, pictures or UploadedPictures({}), MOST))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
@@ -91,7 +98,7 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
 def test_a_users_own_file_may_name_any_file(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "a b.png").write_bytes(encoded())
-    beside = Beside(tmp_path / "annotations")
+    beside = FolderPictures(tmp_path / "annotations")
     for name in ("../a b.png", str(tmp_path / "a b.png"), f"file://{tmp_path}/a%20b.png"):
         assert opened(name, beside).size == (60, 56)
     for name in ("/etc/passwd", "../../../../etc/passwd", "/dev/zero", "x\0.png", "x" * 5000, "."):
@@ -105,7 +112,7 @@ def test_metadata_of_a_folder_stays_inside(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(encoded())
     (folder / "a.png").write_bytes(encoded())
     (folder / "link.png").symlink_to(tmp_path / "secret.png")  # as in a download of a hub
-    inside = Beside(folder, inside=True)
+    inside = FolderPictures(folder, inside=True)
     for name in ("a.png", "sub/../a.png", "./a.png", "link.png"):
         assert opened(name, inside).size == (60, 56)
     for name in (
@@ -122,7 +129,7 @@ def test_metadata_of_a_folder_stays_inside(tmp_path: Path) -> None:
 def test_an_upload_sees_uploaded_files_alone(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     (tmp_path / "secret.png").write_bytes(encoded())
-    upload = Uploaded({"a.png": tmp_path / "a.png", "twice.png": None})
+    upload = UploadedPictures({"a.png": tmp_path / "a.png", "twice.png": None})
     for name in ("a.png", "coco/train2017/a.png", "..\\a.png", "/etc/a.png", "file:///x/a.png"):
         assert opened(name, upload).size == (60, 56)
     for name in ("../secret.png", str(tmp_path / "secret.png"), "/etc/passwd", "", ".."):
@@ -141,7 +148,7 @@ def test_a_hub_dataset_opens_its_own_files_alone(
     outside.write_bytes(encoded())
     (cache / "a.png").write_bytes(encoded())
     (cache / "link.png").symlink_to(outside)
-    hub = OnHub(cache)
+    hub = HubPictures(cache)
     assert opened({"bytes": None, "path": str(cache / "a.png")}, hub).size == (60, 56)
     for name in (outside, cache / ".." / "outside.png", cache / "link.png", "coco/a.jpg", "x\0y"):
         with pytest.raises(ImageError, match="is a name and no picture"):
@@ -167,9 +174,9 @@ def test_a_hub_dataset_opens_its_own_files_alone(
 
 
 def test_a_name_is_no_base64_and_base64_no_name() -> None:
-    """By how it begins and how long it is."""
+    """Recognised by its beginning and its length."""
     for name in ("iVBORw0KGg.png", "R0lGOD/a.gif", "a" * 200 + ".png", "Qk0/x.png"):
         assert references({"image": name}) == (Reference("file", name),)
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP"):
         text = base64.b64encode(encoded(kind)).decode()
-        assert references({"image": text})[0].kind == "base64"
+        assert references({"image": text})[0].encoding == "base64"

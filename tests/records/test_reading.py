@@ -1,4 +1,4 @@
-"""What is counted, what is said of it, and when the run stops before anything is computed."""
+"""What is counted and reported, and when a run stops before anything is computed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
 from sinkscope.records.reading import Survey, records_of
 from sinkscope.records.record import Record
 from sinkscope.records.sources import file_source
@@ -24,7 +24,7 @@ def read(
 ) -> tuple[list[Record], tuple[str, ...]]:
     path = folder / "my.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    source, survey = file_source(path, Beside(folder)), Survey()
+    source, survey = file_source(path, FolderPictures(folder)), Survey()
     records = list(records_of(source, prompt, survey))
     survey.check(source)
     return records, survey.notes(source, prompt or "Describe the image.")
@@ -91,7 +91,9 @@ def test_no_image_stops_and_names_the_keys(tmp_path: Path) -> None:
 
 
 def test_the_only_fault_is_said_in_full(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^Line 1 of .*has prompt that is no text: 3; allowed: a"):
+    with pytest.raises(
+        ValueError, match=r"^Line 1 of .*has prompt that is not text: 3; allowed: a"
+    ):
         read(tmp_path, [{"image": "a.png", "prompt": 3}])
 
 
@@ -107,7 +109,7 @@ def test_conversations_and_marks_are_noted(tmp_path: Path) -> None:
 def test_entries_of_a_list_are_called_so(tmp_path: Path) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps([POPE, TEXT_ONLY, TEXT_ONLY]))
-    source, survey = file_source(path, Beside(tmp_path)), Survey()
+    source, survey = file_source(path, FolderPictures(tmp_path)), Survey()
     (record,) = records_of(source, None, survey)
     assert record.where == "entry 1 of my.json"
     assert survey.notes(source, "") == (

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sinkscope.records.drawing import Draw
-from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.pictures import FolderPictures, picture
 from sinkscope.records.record import Record
+from sinkscope.records.sampling import RecordSample
 from sinkscope.records.sources import file_source, folder_source
 
 
@@ -20,7 +20,7 @@ def picture_file(path: Path, shade: int) -> None:
 
 def read(folder: Path, images: Path | None = None) -> tuple[list[Record], tuple[str, ...]]:
     source = folder_source(folder, images)
-    draw = Draw(source, 50)
+    draw = RecordSample(source, 50)
     records = sorted(draw, key=lambda record: record.number)
     for record in records:
         assert isinstance(picture(record.images[0], source.pictures, 10**6), Path)
@@ -28,7 +28,7 @@ def read(folder: Path, images: Path | None = None) -> tuple[list[Record], tuple[
 
 
 def test_metadata_asks_about_the_images_beside_it(tmp_path: Path) -> None:
-    """One file a split, with names relative to it."""
+    """One file per split, with names relative to it."""
     for split in ("train", "test"):
         for i in range(2):
             picture_file(tmp_path / split / f"{i}.png", i)
@@ -61,7 +61,7 @@ def test_several_images_of_a_row_and_images_elsewhere(tmp_path: Path) -> None:
     )
     records, notes = read(tmp_path)
     assert [[i.value for i in r.images] for r in records] == [["a/0.png", "a/1.png"], ["b/2.png"]]
-    assert len(notes) == 1  # b/2.png is asked the question of all
+    assert len(notes) == 1  # b/2.png is asked the common question
 
 
 def test_images_that_metadata_does_not_name_are_counted(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_images_that_metadata_does_not_name_are_counted(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,question\n./0.png,Which?\nsub/../1.png,Q?\n")
     records, notes = read(tmp_path)
     assert len(records) == 2
-    assert notes == ("2 images are not in the metadata beside them and were left out.",)
+    assert notes == ("2 images are not in the metadata of their folder and were left out.",)
 
 
 def test_names_that_leave_the_folder_are_refused_unless_images_are_elsewhere(
@@ -99,11 +99,11 @@ def test_a_folder_with_tables_alone_says_so(tmp_path: Path) -> None:
 
 def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.xml is no \.jsonl, \.ndjson, \.json, \.csv"):
-        file_source(tmp_path / "a.xml", Beside(tmp_path))
+        file_source(tmp_path / "a.xml", FolderPictures(tmp_path))
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    """A file name of another encoding."""
+    """A file name in another encoding."""
     path = Path(str(tmp_path) + "/\udcff.png")
     picture_file(tmp_path / "a.png", 1)
     try:

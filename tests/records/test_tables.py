@@ -1,4 +1,4 @@
-"""CSV, VLMEvalKit's TSV and Parquet, written by the libraries that people write them with."""
+"""CSV, VLMEvalKit's TSV and Parquet, written by the usual libraries."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinkscope.records.drawing import Draw
-from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.pictures import FolderPictures, picture
+from sinkscope.records.sampling import RecordSample
 from sinkscope.records.sources import file_source
 from sinkscope.records.tables import csv_rows, parquet_rows
 from sinkscope.records.text import Damaged
@@ -32,7 +32,9 @@ def write(folder: Path, text: str, name: str) -> Path:
 
 
 def drawn(path: Path) -> list[Any]:
-    return sorted(Draw(file_source(path, Beside(path.parent)), 20), key=lambda r: r.number)
+    return sorted(
+        RecordSample(file_source(path, FolderPictures(path.parent)), 20), key=lambda r: r.number
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_tables_with_any_separator(sign: str, name: str, tmp_path: Path) -> None
 
 
 def test_vlmevalkits_tables(tmp_path: Path) -> None:
-    """Images in base64; a short one is the index of the row that has it."""
+    """Images in base64; a short cell is the index of the row that has the image."""
     pandas = pytest.importorskip("pandas")
     images = [base64.b64encode(encoded(i)).decode() for i in range(2)]
     frame = pandas.DataFrame(
@@ -78,7 +80,7 @@ def test_vlmevalkits_tables(tmp_path: Path) -> None:
     ]
     assert [r.answer for r in records] == ["A", "B", "B", "A"]
     assert [r.id for r in records] == ["0", "1", "1000000", "1000001"]
-    pixels = [picture(r.images[0], Beside(tmp_path), 10**6) for r in records]
+    pixels = [picture(r.images[0], FolderPictures(tmp_path), 10**6) for r in records]
     assert pixels == [encoded(0), encoded(1), encoded(0), encoded(1)]
 
 
@@ -88,15 +90,15 @@ def test_several_images_and_lists_in_cells(tmp_path: Path) -> None:
     assert [i.value for i in record.images] == ["a.png", "b.png"] and record.answer == "yes"
     deep = "image\tquestion\n" + "[" * 5000 + "]" * 5000 + "\tWhat?\n"
     (record,) = drawn(write(tmp_path, deep, "deep.tsv"))
-    assert record.images[0].kind == "file"
+    assert record.images[0].encoding == "file"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("image,question\na.png,x,y\n", "Row 1 of a.csv has 3 cells, but its first line names 2"),
-        ('image,question\na.png,x\na.png,"x\n', "Row 2 of a.csv is no row of a table"),
-        ('image,question\na.png,"x" y\n', "Row 1 of a.csv is no row of a table"),
+        ('image,question\na.png,x\na.png,"x\n', "Row 2 of a.csv is not a row of a table"),
+        ('image,question\na.png,"x" y\n', "Row 1 of a.csv is not a row of a table"),
     ],
 )
 def test_broken_tables_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_table_without_rows_or_with_bad_text(tmp_path: Path) -> None:
     assert list(csv_rows(write(tmp_path, "", "a.csv"), "a.csv")) == []
     assert list(csv_rows(write(tmp_path, "image,question\n", "a.csv"), "a.csv")) == []
     (tmp_path / "bad.csv").write_bytes(b"image,question\na.png,\xff\n")
-    with pytest.raises(ValueError, match=r"Line 2 of bad\.csv is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"Line 2 of bad\.csv is not UTF-8 text"):
         list(csv_rows(tmp_path / "bad.csv", "bad.csv"))
 
 
@@ -135,7 +137,7 @@ def test_parquet_as_hub_datasets_are_stored(tmp_path: Path) -> None:
     for record in records:
         shade = record.number - 1
         assert record.question == f"Is it {shade}?" and record.answer == ["no", "yes"][shade % 2]
-        assert picture(record.images[0], Beside(tmp_path), 10**6) == encoded(shade)
+        assert picture(record.images[0], FolderPictures(tmp_path), 10**6) == encoded(shade)
 
 
 def test_parquet_without_its_library_and_what_is_none(
@@ -152,7 +154,7 @@ def test_parquet_without_its_library_and_what_is_none(
 
 
 def test_rows_behind_a_damaged_one_are_read(tmp_path: Path) -> None:
-    """Too many cells, a quote in the middle of a cell's end, a byte that is no text."""
+    """Too many cells, a quote in the middle of a cell's end, a byte that is not text."""
     lines = [b"image,question", b"a.png,A?", b"b.png,B?,more", b'c.png,"C?"x', b"d.png,\xff"]
     path = tmp_path / "a.csv"
     path.write_bytes(b"\n".join([*lines, b"e.png,E?"]) + b"\n")
@@ -161,8 +163,8 @@ def test_rows_behind_a_damaged_one_are_read(tmp_path: Path) -> None:
     assert [row["image"] for _, row in found if isinstance(row, dict)] == ["a.png", "e.png"]
     said = [row.reason for _, row in found if isinstance(row, Damaged)]
     assert said[0] == "Row 2 of a.csv has 3 cells, but its first line names 2 columns."
-    assert said[1].startswith("Row 3 of a.csv is no row of a table: ")
-    assert said[2].startswith("Line 5 of a.csv is no UTF-8 text")
+    assert said[1].startswith("Row 3 of a.csv is not a row of a table: ")
+    assert said[2].startswith("Line 5 of a.csv is not UTF-8 text")
     for one in ("Row 2 of a.csv has 3 cells",):
         with pytest.raises(ValueError, match=one):
             list(csv_rows(path, path.name))

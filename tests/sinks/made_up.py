@@ -1,4 +1,4 @@
-"""Findings and a validation with made-up numbers, for what shows them and needs no model."""
+"""Findings and a validation with made-up numbers, for tests that need no model."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def info(layers: int = 8) -> ModelInfo:
 
 
 def findings(layers: int = 8, found: bool = True) -> Findings:
-    """Sinks on `DIMS` from layer 2 to the last but one; dimension 7 is always on, 9 of the first
-    token. With `found` false: the same candidates, none of them taken."""
+    """Sinks on `DIMS` from layer 2 to the last but one; dimension 7 is always on, 9 belongs to the
+    first token. With `found` false: the same candidates, but none is a sink dimension."""
     sinks = range(2, layers - 1) if found else range(0)
     each = tuple(_layer(layer, layer in sinks) for layer in range(layers))
     taus = np.linspace(2, 60, 30)
@@ -81,7 +81,7 @@ def findings(layers: int = 8, found: bool = True) -> Findings:
 
 
 def validation(layers: int = 8, hides: bool = True) -> Validation:
-    """A confirmed profile; with `hides` false: one that flags nothing."""
+    """A confirmed profile; with `hides` false, one that flags nothing."""
     profile = SinkProfile("owner/name", "fam", 4096, layers, DIMS, TAU, "made up", "medium")
     sets = (("sinks", 0.01, 9.0, 0.41), ("random", -0.12, 9.0, 0.03),
             ("random_dims", -0.1, 9.0, 0.05), ("attended", -0.6, 9.0, 0.2),

@@ -1,16 +1,17 @@
 """Tiny Qwen2.5-VL models with sinks written into their weights, and models with none.
 
-Nothing is hooked: the planted sinks pass through the real forward, from a folder that `load_model`
-opens. Some cells of the pictures are painted with a loud pattern. Least squares finds the direction
-that tells these cells' tokens from all others at one place in the network, and the weights there
-are edited so that a token with this direction gets huge values in the planted dimensions:
+Nothing is hooked: the planted sinks pass through the real forward pass, from a folder that
+`load_model` opens. Some cells of the pictures are painted with a strong pattern. Least squares
+finds the direction that distinguishes these cells' tokens from all others at one place in the
+network. The weights there are edited so that a token with this direction gets huge values in the
+planted dimensions:
 
 - in the language model: one neuron of a layer's MLP reads the direction and writes the dimensions,
   so the sinks arise at the input of the next layer;
 - in the vision tower: the last linear layer of the merger writes them.
 
-A query bias and one row of every key projection then make all later tokens look there, by the
-rotary component of lowest frequency, which hardly depends on the distance.
+A query bias and one row of every key projection then make all later tokens attend to them, through
+the rotary component of lowest frequency, which hardly depends on the distance.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.samples import Sample
 from tests.tiny_model import build_config, build_tokenizer, save_model
 
-CELL = 28  # pixels a vision token
+CELL = 28  # pixels per vision token
 STRENGTH = 40.0  # planted values, in multiples of the residual stream's rms
 PULL = 9.0  # attention score that a sink gets from every later token
 
@@ -41,12 +42,12 @@ class Plant:
     Attributes:
         dims: the sink dimensions; empty for a model without sinks.
         hidden: the text model's hidden size, a multiple of 32.
-        seed: of the random weights.
-        layer: whose MLP makes the sinks; None: the vision tower does.
+        seed: seed of the random weights.
+        layer: the layer whose MLP makes the sinks; None: the vision tower makes them.
         decoys: dimensions that are large on every token.
-        first: dimensions that are large on the prompt's first token and on no image.
-        attended: whether later tokens look at the painted cells.
-        layers: of the model.
+        first: dimensions that are large on the prompt's first token and on no image token.
+        attended: whether later tokens attend to the painted cells.
+        layers: number of layers.
     """
 
     dims: tuple[int, ...]
@@ -81,7 +82,7 @@ def painted_samples(count: int, seed: int = 0, images: int = 1) -> list[Sample]:
 
 
 def painted_cells(image: Image.Image) -> list[int]:
-    """Which vision tokens of a picture are painted."""
+    """The vision tokens of a picture that are painted."""
     pixels = np.asarray(image).astype(int)
     rows, columns = image.height // CELL, image.width // CELL
     corner = pixels[::CELL, ::CELL][:rows, :columns]
@@ -123,7 +124,7 @@ def _random_model(plant: Plant) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def _always_on(model: Any, plant: Plant) -> None:
-    """Decoys on every token, and dimensions of the first token alone."""
+    """Decoys on every token, and dimensions of only the first token."""
     embeddings = model.get_input_embeddings().weight
     start = build_tokenizer().convert_tokens_to_ids("<|im_start|>")
     for dim in plant.decoys:
@@ -154,7 +155,7 @@ def _write_sinks(
             place.down_proj.weight.data[dim, 0] = STRENGTH * rms / 20
     first = 0 if plant.layer is None else plant.layer + 1
     if plant.attended and not plant.dims:
-        # What the keys read: the direction at the input of that layer's attention.
+        # The direction that keys read, at the input of that layer's attention.
         seen, loud, _ = _features(handle, text.layers[first].input_layernorm, examples, False)
         direction = _direction(seen, loud)
     if plant.attended:
@@ -171,10 +172,10 @@ def _direction(seen: torch.Tensor, loud: torch.Tensor) -> torch.Tensor:
 
 
 def _attract(attention: Any, plant: Plant, direction: torch.Tensor) -> None:
-    """Queries ask for what the sinks' keys have, in the rotary component of lowest frequency."""
+    """Queries match the sinks' keys, in the rotary component of lowest frequency."""
     width = attention.head_dim
     at = width // 2 - 1
-    # What is large on a token would otherwise decide by chance whether it is looked at.
+    # Otherwise large dimensions of a token would decide by chance whether it is attended to.
     large = [*plant.dims, *plant.first, *plant.decoys]
     attention.q_proj.weight.data[:, large] = 0
     attention.k_proj.weight.data[:, large] = 0

@@ -1,4 +1,4 @@
-"""What a GPU measures of a batch at once is what a CPU measures sample by sample; and its price in
+"""A GPU's measurements of a whole batch equal a CPU's, sample by sample; and their cost in
 operations."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def samples(photo: Image.Image) -> list[Sample]:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+    monkeypatch.setattr(kernels, "is_on_host", lambda device: False)
 
 
 def close(ours: SampleStats, plain: SampleStats) -> None:
@@ -58,7 +58,7 @@ def close(ours: SampleStats, plain: SampleStats) -> None:
             torch.testing.assert_close(
                 mine, own, rtol=1e-6, atol=1e-6 * max(1.0, largest), msg=name
             )
-        elif name != "top_dims":  # of equals either may come first
+        elif name != "top_dims":  # equal values may come in either order
             assert torch.equal(mine, own), name
 
 
@@ -97,7 +97,7 @@ def test_blocks_do_not_matter(
 def test_a_batch_takes_hardly_more_operations_than_a_sample(
     model: ModelHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside a plain pass; and one read at the end, whatever the number of layers."""
+    """In addition to a plain pass; one read at the end, whatever the number of layers."""
     as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(sinkscope.sinks.finding.batch, "block_bytes", lambda device: 1 << 26)
     images = painted_samples(4)

@@ -96,8 +96,8 @@ def test_a_minority_of_samples_decides_nothing_however_large() -> None:
 
 
 def test_the_lower_end_of_the_interval_decides_not_the_mean() -> None:
-    """7 of 12 samples have 8, the rest 0.5: the mean is 4.9, above the 3.8 needed, and its interval
-    reaches 2.1 to each side."""
+    """7 of 12 samples have 8, the rest 0.5: the mean is 4.9, above the required 3.8, and its
+    interval extends 2.1 to each side."""
     stats = [with_dim(7, slice(0, 4))] * 7 + [made()] * 5
     total = totals(stats, SETTINGS, D)
     assert float(total.sink[0, 7]) == pytest.approx((7 * 8 + 5 * 0.5) / 12)
@@ -157,7 +157,7 @@ def test_tau_lies_between_ordinary_tokens_and_sinks() -> None:
     histogram = histograms(stats, (7,), D)
     assert histogram.vision.sum(-1).tolist() == [10 * V] * L
     found = calibrate(histogram, [1, 2])
-    # Ordinary tokens are at 1.0, sinks at 8.0; a fifth of what stands out is no sink: no matter.
+    # Ordinary tokens are at 1.0, sinks at 8.0; a fifth of the tokens that stand out are not sinks.
     assert found.gap[0] == pytest.approx(1.0) and found.gap[1] == pytest.approx(8.0, abs=0.06)
     assert found.tau == pytest.approx(4.5, abs=0.1)
     assert found.sinks == 0.8 and found.ordinary == 0.0

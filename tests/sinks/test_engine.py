@@ -1,4 +1,4 @@
-"""One map over items, in this process and on a Ray cluster: the same numbers, the same errors."""
+"""A map over items, in this process and on a Ray cluster: the same numbers, the same errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def items(photo: Image.Image) -> list[tuple[Image.Image, str]]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for all tests here, so that only the first waits for it to start."""
+    """One Ray cluster for all tests here, so that only the first one waits for its start."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -146,7 +146,7 @@ def test_a_worker_that_dies_is_a_sentence(settings: ModelSettings) -> None:
 
 
 def end_once(handle: ModelHandle, item: int, mark: str) -> int:
-    """A task that ends its process the first time that it is given 2."""
+    """A task that ends its process the first time it receives 2."""
     import os
 
     if item == 2 and not Path(mark).exists():

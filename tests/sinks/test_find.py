@@ -1,5 +1,5 @@
-"""Finding, end to end: planted sinks are found and nothing else; null models give none; a run goes
-on where it was interrupted; order and batches do not matter."""
+"""Finding, end to end: planted sinks are found and nothing else; models without sinks give none; an
+interrupted run is resumed; order and batches do not matter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLANTS = (
 NULLS = (
     Plant((), seed=6, decoys=(11, 12), first=(20,), layers=4),  # tokens stand out; nothing marks
     Plant((), hidden=128, seed=7, decoys=(11,), attended=False, layers=4),
-    Plant((8,), seed=8, attended=False, layers=4),  # massive activations that nobody looks at
+    Plant((8,), seed=8, attended=False, layers=4),  # massive activations without attention
 )
 
 
@@ -61,7 +61,7 @@ def test_planted_dims_are_found_and_no_decoy(tmp_path: Path, plant: Plant) -> No
     arises = 0 if plant.layer is None else plant.layer + 1
     assert max(found.origins, key=lambda o: o.tokens).layer == arises
     assert found.sink_layers[0] >= arises
-    # Tau parts the painted cells from all others, in every layer of the sinks.
+    # Tau separates the painted cells from all others, in every layer with sinks.
     for stats, sample in zip(measure(handle, samples, QUICK), samples, strict=True):
         rows = [stats.layers.index(layer) for layer in found.sink_layers]
         flagged = stats.phi(found.dims)[rows] > found.tau
@@ -104,7 +104,7 @@ def test_order_and_batches_do_not_matter(model: ModelHandle) -> None:
 
 
 def figures(found: Findings) -> list[float]:
-    """All numbers of the findings but its settings and how long it took."""
+    """All values of the findings except settings and duration."""
     plain = {**found.as_dict(), "settings": None, "seconds": None}
 
     def walk(value: object) -> list[float]:
@@ -191,7 +191,7 @@ def test_by_norm_no_attention_is_needed(tmp_path: Path) -> None:
 def test_layers_restrict_what_is_looked_at(model: ModelHandle) -> None:
     found = find(model, painted_samples(4), replace(QUICK, layers=(3, 1)))
     assert [layer.layer for layer in found.layers] == [1, 3]
-    assert found.dims == ()  # layer 1 has none yet, and one layer is no run of two
+    assert found.dims == ()  # layer 1 has none yet, and one layer is not a run of two
     assert find(model, painted_samples(4), replace(QUICK, layers=(3,))).dims == (7, 30)
 
 
@@ -228,7 +228,7 @@ def test_findings_say_what_was_asked_and_older_ones_still_open(
     assert first["where"] == "line 1 of pope.jsonl"
     assert (first["system"], first["history"]) == ("Be kind.", [["Hi", "Ho"]])
     assert (second["system"], second["history"]) == (None, [])
-    # Files of before these were kept have three keys a sample.
+    # Older files have only three keys per sample.
     old = found.as_dict()
     old["samples"] = [{k: s[k] for k in ("id", "fingerprint", "images")} for s in old["samples"]]
     path.write_text(json.dumps(old))

@@ -24,5 +24,5 @@ def test_the_cards_dims_are_found_again() -> None:
     assert found.dims == tuple(sorted(handle.profile.dims)) == (17, 101), found.sentence()
     assert found.confidence in ("high", "medium")
     assert found.from_vision_tower is not None and found.from_vision_tower < 0.1
-    # Between what ordinary tokens and sinks score, as the card's tau is.
+    # Between the scores of ordinary tokens and of sinks, like the card's tau.
     assert found.tau is not None and 3.0 < found.tau < 8.0

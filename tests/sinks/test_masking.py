@@ -1,4 +1,4 @@
-"""Hiding tokens: equal to dense attention with a mask, exact where nothing is hidden."""
+"""Hiding tokens: equal to dense attention with a mask, and exact if nothing is hidden."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dense(
     first_query: int,
     first_layer: int = 0,
 ) -> torch.Tensor:
-    """Eager attention with an additive mask, embeddings and positions made anew."""
+    """Eager attention with an additive mask; embeddings and positions are computed again."""
     model = copy.deepcopy(handle.model)
     model.set_attn_implementation({"text_config": "eager"})
     tensors = forced.inputs.tensors
@@ -133,7 +133,7 @@ def test_each_layer_may_hide_its_own(handle: ModelHandle, forced: ForcedAnswer) 
     rows = hidden_log_probabilities(handle, forced, different)
     apart = (rows[:, None] - rows[None]).abs().amax(-1) + torch.eye(layers + 2)
     assert apart.min() > 1e-5, "each layer has its own effect"
-    # hidden in the last layer alone: the layers before it compute what they did
+    # hidden only in the last layer: the layers before it are unchanged
     whole = different[layers - 1].any(0)
     torch.testing.assert_close(
         rows[layers - 1], dense(handle, forced, whole, 0, layers - 1), rtol=0, atol=2e-5

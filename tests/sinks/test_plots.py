@@ -1,4 +1,4 @@
-"""The figures show the numbers they are given, refuse what there is not, and write both formats."""
+"""The figures show the given numbers, refuse missing data, and are written in both formats."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_where_nothing_was_found_there_is_nothing_to_draw(tmp_path: Path) -> Non
         plots.contrast_matrix(dataclasses.replace(none, candidates=()))
     with pytest.raises(ValueError, match="no effect"):
         validation_plots.masking_effect(made_up.validation(hides=False))
-    # What there is, is drawn: the matrix says why nothing was taken.
+    # The matrix is drawn anyway: it shows why no dimension was found.
     names = plots.save_plots(tmp_path / "new", none, made_up.validation(hides=False))
     assert {path.stem for path in names} == {"contrast_matrix", "agreement", "validation_sweep"}
 

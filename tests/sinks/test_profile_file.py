@@ -1,4 +1,4 @@
-"""A written profile is read back as the same, whatever its texts hold; settings are checked."""
+"""A written profile is read back equal, whatever its texts contain; settings are checked."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_findings_of_an_earlier_version_open() -> None:
     path = findings_beside(FIXTURES / "found.toml")
     found = Findings.open(path)
     held, said = json.loads(json.dumps(found.as_dict())), json.loads(path.read_text("utf-8"))
-    assert kept(held, said) == said  # what later versions added is empty
+    assert kept(held, said) == said  # fields of later versions are empty
     assert {sample["question"] for sample in held["samples"]} == {""}
     assert found.dims == read_profile(FIXTURES / "found.toml").dims
 

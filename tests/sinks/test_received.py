@@ -56,13 +56,13 @@ def test_uniform_rows_give_one_to_every_key_wherever_it_stands() -> None:
     query, key = torch.zeros(2, 40, 4), torch.randn(1, 40, 4)
     got = received(query, key, 0.5)
     torch.testing.assert_close(got[:-1], torch.ones(39))
-    assert got[-1] == 0  # nobody comes later
+    assert got[-1] == 0  # no later query
 
 
 def test_what_a_token_gives_itself_is_not_received() -> None:
     length = 6
     key = torch.eye(length)[None] * 100
-    got = received(key.clone(), key, 1.0)  # every row is on its own key
+    got = received(key.clone(), key, 1.0)  # every row attends to its own key
     assert float(got.max()) < 1e-6
 
 
@@ -85,11 +85,11 @@ def test_choose_takes_the_top_of_each_image_above_the_ratio() -> None:
         4
     ]  # one an image at most; none stands out in 2
     assert chosen.ordinary.tolist() == [True] * 4 + [False, False] + [True] * 4  # 3.5: neither
-    assert chosen.top.tolist() == [4, 6]  # of equals the first
+    assert chosen.top.tolist() == [4, 6]  # the first of equal ones
     both = choose(scores, (6, 4), 40.0, 3.0)
     assert both.sinks.nonzero()[:, 0].tolist() == [4, 5]
     alone = choose(torch.tensor([5.0]), (1,), 50.0, 3.0)
-    assert not alone.sinks.any() and alone.ordinary.all()  # one token has nobody to stand out from
+    assert not alone.sinks.any() and alone.ordinary.all()  # a single token cannot stand out
     assert not choose(torch.zeros(4), (4,), 50.0, 1.0).sinks.any()
 
 

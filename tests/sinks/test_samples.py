@@ -1,4 +1,4 @@
-"""Samples from folders, JSON lines, a hub dataset and memory; everything that can be wrong."""
+"""Samples from folders, JSON lines, a hub dataset and memory; all kinds of bad input."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_json_lines(folder: Path) -> None:
     (copy, twice), (missing, _) = read.skipped
     assert copy.startswith("0.png#") and missing.startswith("missing.png#")
     assert copy in twice and asked.id in twice and "the same picture" in twice
-    # The order of the lines changes nothing, nor does a mark of their encoding.
+    # The order of lines has no effect, nor has a byte order mark.
     path.write_text("\ufeff" + "\r\n".join(map(json.dumps, lines[::-1])), encoding="utf-8")
     assert read_samples(path, 9, prompt="Default?") == read
 
@@ -92,7 +92,7 @@ POPE = (
 
 
 def test_popes_questions_are_asked_with_their_answers(folder: Path) -> None:
-    """Two questions about one picture are two samples; the file is called .json and is lines."""
+    """Two questions about one picture are two samples; the file is called .json but has lines."""
     path = folder / "coco_pope_random.json"
     path.write_text("\n".join(map(json.dumps, POPE)) + "\n")
     read = read_samples(path, 3)
@@ -166,7 +166,7 @@ def test_a_wrong_folder_of_images_is_found_out_early(tmp_path: Path) -> None:
 
 
 def test_images_inside_a_file_are_kept_as_they_are(tmp_path: Path) -> None:
-    """Decoded when they are needed; one at a time is in memory."""
+    """Images are decoded when needed; only one at a time is in memory."""
     file = io.BytesIO()
     picture(7).save(file, "PNG")
     uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -183,7 +183,7 @@ def test_system_message_and_history_are_part_of_what_is_seen() -> None:
     kind = Sample("a", (picture(1),), "What?", system="Be kind.")
     late = Sample("a", (picture(1),), "What?", history=(("Hi", "Ho"),))
     assert len({plain.fingerprint(), kind.fingerprint(), late.fingerprint()}) == 3
-    # As it was before there were any: files in the work folder go by it.
+    # The fingerprint is unchanged without them: existing files in the work folder use it.
     seen = json.dumps([plain.digests, plain.prompt]).encode()
     assert plain.fingerprint() == hashlib.sha256(seen).hexdigest()
 
@@ -191,11 +191,11 @@ def test_system_message_and_history_are_part_of_what_is_seen() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "Line 1 of .* is no JSON"),
-        ("[1]", "is no JSON object"),
+        ("{", "Line 1 of .* is not JSON"),
+        ("[1]", "is not JSON object"),
         ('{"prompt": "x"}', "has no image"),
         ('{"image": 3}', "has no image"),
-        ('{"image": "0.png", "prompt": 3}', "prompt that is no text: 3"),
+        ('{"image": "0.png", "prompt": 3}', "prompt that is not text: 3"),
     ],
 )
 def test_malformed_lines_are_named(folder: Path, line: str, message: str) -> None:
@@ -233,7 +233,7 @@ def test_fingerprints_see_pixels_and_prompt_not_names(tmp_path: Path) -> None:
 
 
 class Rows(list[Any]):
-    """As the library's streamed dataset."""
+    """Like the library's streamed dataset."""
 
     def decode(self, enable: bool) -> Rows:
         assert not enable
@@ -258,7 +258,7 @@ def fake_datasets(rows: list[dict[str, Any]], asked: list[Any]) -> types.ModuleT
 
 
 def undecoded(image: Image.Image) -> dict[str, Any]:
-    """As the library gives an image that it has not decoded."""
+    """Like an image that the library has not decoded."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return {"bytes": file.getvalue(), "path": "a.png"}
@@ -299,7 +299,7 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "datasets", fake_datasets(rows, asked))
         assert read_samples(name, 2).samples[0].where == f"a row of {name}"
         assert asked[-1] == ("owner/name", *expected)
-    # Rows that cannot be asked end the run; not all of a large dataset is read for it.
+    # Rows that cannot be asked end the run; a large dataset is not read to its end for them.
     endless = [{"image": undecoded(picture(1)), "gold": "x"}] * 100_000
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets(endless, asked))
     with pytest.raises(ValueError, match="no question in 120 of 120 rows"):

@@ -1,4 +1,5 @@
-"""The file of one sample's statistics: what it says of the sample is checked like its numbers."""
+"""The file of one sample's statistics: its description of the sample is checked like its
+numbers."""
 
 from __future__ import annotations
 

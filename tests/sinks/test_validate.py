@@ -1,4 +1,4 @@
-"""Validating on the tiny random model: what is measured, what is refused, skipped, stopped."""
+"""Validating on the tiny random model: measurements, refusals, skipped samples, stopping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.sink_score import sink_score
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.finding.findings import UsedSample
 from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validating.masking import answer_tokens, hidden_log_probabilities, read_answer
@@ -151,7 +151,7 @@ def test_changes_are_those_of_hiding(handle: ModelHandle, profile: SinkProfile) 
     made = validate(handle, profile, [given], FAST).samples[0]
     inputs = handle.prepare(given.open_images(), given.prompt)
     vision = inputs.layout.vision_positions()
-    stream = Values(At("block_in"))
+    stream = Values(SiteSelection("block_in"))
     told = read_answer(handle, inputs, answer_tokens(handle, "a red star.", 4), [stream])
     seen = [sink_score(states[0], profile.dims)[vision] for states in told.session[stream].values()]
     flagged = torch.stack([scores > TAU for scores in seen[2:]]).any(0)
@@ -236,7 +236,7 @@ def test_layers_that_the_model_lacks(handle: ModelHandle, profile: SinkProfile) 
 
 def test_samples_of_finding_are_refused(handle: ModelHandle, profile: SinkProfile) -> None:
     samples = [sample(n) for n in range(3)]
-    # the very pixels under another name and another question
+    # identical pixels under another name and with another question
     renamed = dataclasses.replace(samples[1], id="other", prompt="Where is it?", digests=())
     used = UsedSample("elsewhere", "f", samples[1].digests)
     for found_on, count in ((("s0", "s2"), 2), ((used,), 1), (samples[1].digests, 1)):
@@ -315,18 +315,18 @@ def test_stop(handle: ModelHandle, profile: SinkProfile) -> None:
 
 def test_stop_between_batches(handle: ModelHandle, profile: SinkProfile) -> None:
     class Third(threading.Event):
-        """Set from the third look on: before the second batch of the first sample."""
+        """Set from the third query on: before the second batch of the first sample."""
 
-        looks = 0
+        reads = 0
 
         def is_set(self) -> bool:
-            self.looks += 1
-            return self.looks >= 3
+            self.reads += 1
+            return self.reads >= 3
 
     one_by_one = dataclasses.replace(FAST, batch_tokens=1)
     stop = Third()
     with pytest.raises(Stopped):
         validate(handle, profile, [sample(5)], one_by_one, stop=stop)
-    assert stop.looks == 3
+    assert stop.reads == 3
     assert not handle.lock.locked()
     assert all(not layer._forward_pre_hooks for layer in handle.stack.layers)

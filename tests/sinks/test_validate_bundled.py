@@ -1,7 +1,8 @@
-"""The evidence can tell sinks from tokens that carry the answer: the bundled model, drawn scenes.
+"""The evidence can distinguish sinks from tokens that carry the answer: bundled model, drawn
+scenes.
 
-Each scene has one object and the question is what it is, so the tokens on it ARE the answer. A
-profile of dimensions that are large on objects must fail where the model's own passes.
+Each scene has one object and the question asks what it is, so the tokens on it ARE the answer. A
+profile of dimensions that are large on objects must fail; the model's own profile passes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sinkscope.demo.questions import questions
 from sinkscope.demo.scenes import Scene, scene
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.sink_score import FIRST_LAYER
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.validating.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.validating.settings import ValidateSettings
@@ -59,7 +60,7 @@ def test_hiding_objects_hurts_and_hiding_sinks_does_not(
 
     dim, tau = _object_dimension(handle, drawn[:4])
     decoy = dataclasses.replace(profile, dims=(dim,), tau=tau)
-    # By attention alone (1.9 times the average) a lower mark would take these for sinks.
+    # By attention only (1.9 times the average), a lower limit would accept these as sinks.
     lenient = dataclasses.replace(SETTINGS, min_lift=1.5)
     made = validate(handle, decoy, samples[4:], lenient)
     assert made.verdict.word == "contradicted", made.verdict.text
@@ -82,7 +83,7 @@ def test_own_answers_come_without_their_end(
 def test_tokens_on_the_object_are_the_answer(
     handle: ModelHandle, drawn: list[tuple[Scene, Sample]], from_queries: str
 ) -> None:
-    """Straight from the drawing, no dimension involved."""
+    """From the drawing, without any dimension."""
     found = []
     for picture, one in drawn[:6]:
         inputs = handle.prepare(one.open_images(), one.prompt)
@@ -117,7 +118,7 @@ def _object_dimension(handle: ModelHandle, drawn: list[tuple[Scene, Sample]]) ->
     """The dimension of the highest contrast of objects against background, and a tau between."""
     sums = torch.zeros(2, handle.info.hidden_size)
 
-    stream = Values(At("block_in", tuple(range(FIRST_LAYER, handle.info.layers))))
+    stream = Values(SiteSelection("block_in", tuple(range(FIRST_LAYER, handle.info.layers))))
     for picture, one in drawn:
         inputs = handle.prepare(one.open_images(), one.prompt)
         vision = inputs.layout.vision_positions()

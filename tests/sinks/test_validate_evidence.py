@@ -1,4 +1,4 @@
-"""Flagged tokens, controls and what they hold: cases computed by hand."""
+"""Flagged tokens, controls and their attention: cases computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.sinks.validating.evidence import (
     Reading,
-    as_many_by_score,
     candidates,
     counts,
     held,
@@ -16,6 +15,7 @@ from sinkscope.sinks.validating.evidence import (
     lift,
     overlap,
     random_dimensions,
+    top_by_score,
 )
 
 # Three layers, six vision tokens. Flagged above 5: tokens 1 and 2 in layer 1, token 1 in layer 2.
@@ -101,7 +101,7 @@ def test_lift_by_hand() -> None:
 
 def test_as_many_by_score() -> None:
     found = candidates(reading(), 5.0, (1, 2), ORDER)
-    picked = as_many_by_score(RANDOM_PHI[0], found.pattern)
+    picked = top_by_score(RANDOM_PHI[0], found.pattern)
     assert picked.nonzero().tolist() == [[1, 4], [1, 5], [2, 0]]
 
 

@@ -1,4 +1,4 @@
-"""Models with sinks written into their weights: what is flagged is known cell by cell."""
+"""Models with sinks written into their weights: for each cell it is known whether it is flagged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def profile(handle: ModelHandle) -> SinkProfile:
     )
 
 
-def test_planted_sinks_are_flagged_and_hoard_attention(
+def test_planted_sinks_are_flagged_and_collect_attention(
     handle: ModelHandle, profile: SinkProfile
 ) -> None:
     samples = painted_samples(12, seed=7)
@@ -57,8 +57,8 @@ def test_planted_sinks_are_flagged_and_hoard_attention(
     assert lift.low > 4 and random_lift.high < lift.low
     by = {one.name: one for one in made.hidden}
     assert by["sinks"].attention > 0.8 and by["random"].attention < 0.05
-    # Their values are random and most attention is on them, so the outputs hang on them: attention
-    # alone would call this profile perfect.
+    # Their values are random and most attention is on them, so the outputs depend on them: judged
+    # only by attention, this profile would look perfect.
     assert made.verdict.word == "contradicted", made.verdict.text
 
 

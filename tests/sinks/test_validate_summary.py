@@ -1,4 +1,4 @@
-"""Adding up samples: counts, means and intervals by hand; the file; what the warnings say."""
+"""Combining samples: counts, means and intervals by hand; the file; the warnings."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def test_unknown_origin_is_said() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda v: [], "is no validation"),
-        (lambda v: {**v, "format": "x"}, "is no validation"),
+        (lambda v: [], "is not a validation"),
+        (lambda v: {**v, "format": "x"}, "is not a validation"),
         (lambda v: {**v, "version": 9}, "version 9"),
         (lambda v: {k: x for k, x in v.items() if k != "sweep"}, "damaged.*sweep"),
         (lambda v: {**v, "layers": [{"layer": 0}]}, "damaged"),
@@ -194,5 +194,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         Validation.open(tmp_path / "missing.json")
     (tmp_path / "v.json").write_bytes(b"\xff{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         Validation.open(tmp_path / "v.json")

@@ -1,4 +1,4 @@
-"""The words of a validation: each one where its figures ask for it, and nowhere else."""
+"""The verdicts of a validation: each one for the figures that call for it, and no others."""
 
 from __future__ import annotations
 
@@ -38,19 +38,27 @@ def found(
 @pytest.mark.parametrize(
     ("evidence", "word", "says"),
     [
-        (found(), "confirmed", "hoard attention and the answers hardly need them"),
+        (found(), "confirmed", "collect attention and the answers hardly need them"),
         (found(samples=9), "too few samples", "9 samples could be used"),
         (found(paired=9), "too few samples", "9 of 20 samples have flagged tokens"),
         (found(flagged=0.31), "flags too much", "31% of the vision tokens are flagged"),
         (found(flagged=0.31, paired=0), "flags too much", "tau is too low"),
-        (found(lift=about(1.5, 0.4)), "not sinks", "do not hoard attention"),
-        (found(lift=about(2.1, 0.4)), "undecided", "more than 2 times remains open"),
-        # they get attention, and the answers need them more than random tokens
+        (found(lift=about(1.5, 0.4)), "not sinks", "do not collect attention"),
+        (
+            found(lift=about(2.1, 0.4)),
+            "undecided",
+            "remains open whether this is more than 2 times",
+        ),
+        # they receive attention, and the answers need them more than random tokens
         (found(own=about(-0.5), beside=about(-0.4)), "contradicted", "need these tokens more"),
         (found(own=about(-0.5), beside=about(-0.05, 0.1)), "undecided", "remains open"),
         # needed as much as random tokens, and not for nothing
         (found(own=about(-0.5), beside=about(0.0)), "attention only", "no more than random"),
-        (found(own=about(-0.04, 0.1), beside=about(0.0)), "undecided", "at all remains open"),
+        (
+            found(own=about(-0.04, 0.1), beside=about(0.0)),
+            "undecided",
+            "open whether the answers need them at all",
+        ),
         # needed, but clearly less than random tokens
         (found(own=about(-0.5), beside=about(0.3)), "confirmed", "need them less than random"),
         # the answers ignore the image: nothing can be learned from hiding
@@ -73,7 +81,7 @@ def test_nothing_flagged() -> None:
 def test_figures_and_thresholds_are_in_the_words() -> None:
     verdict = judge(found(own=about(-0.021), beside=about(0.013)), SETTINGS)
     assert "5.0 times [4.5, 5.5]" in verdict.text
-    assert "-0.021 [-0.031, -0.011] nats a token" in verdict.text
+    assert "-0.021 [-0.031, -0.011] nats per token" in verdict.text
     assert "+0.013 [+0.003, +0.023] against random tokens" in verdict.text
     named = " ".join(verdict.thresholds)
     for threshold in ("min_samples = 10", "max_flagged = 30%", "min_lift = 2", "margin = 0.05"):

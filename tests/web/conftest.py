@@ -1,7 +1,7 @@
-"""The page in Chromium: one server and one browser a session, one context a test.
+"""The page in Chromium: one server and one browser per session, one context per test.
 
-The server's engine is scripted (`tests/web/scripted.py`), so that the tests decide when a token
-comes. A test fails on any console error, and on any request to another machine.
+The server's engine is scripted (`tests/web/scripted.py`), so tests decide when a token comes. A
+test fails on any console error, and on any request to another machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 @dataclasses.dataclass
 class Site:
-    """A running app and what drives it."""
+    """A running app and the engine that drives it."""
 
     app: App
     url: str
@@ -48,7 +48,7 @@ class Site:
 
 
 def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
-    """Start an app on a free port. `page` has further settings of the app by name."""
+    """Start an app on a free port. `page` contains further app settings by name."""
     page = AppSettings(
         port=free_port(),
         cache_dir=str(folder),
@@ -63,7 +63,7 @@ def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
         images=options.pop("images", ImageLimits()),
         app=page,
     )
-    token = options.pop("token", None)  # without one the page asks for none
+    token = options.pop("token", None)  # by default the page requires no token
     app = build_app(start, **{**scripted, **options})
     return Site(app, launch(app, wait=False, token=token), engine)
 
@@ -93,7 +93,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """An app of its own for hostile requests, which takes files of 100 kB at most."""
+    """An app of its own for hostile requests; it accepts files of up to 100 kB."""
     folder = tmp_path_factory.mktemp("cache")
     example = Run(make_pair(), kind="example")
     options = {"example": example, "images": ImageLimits(max_bytes=100_000)}
@@ -110,7 +110,7 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 @pytest.fixture(scope="session")
 def run(handle: ModelHandle, photo: Image.Image) -> Run:
-    """Its answer of 5 tokens about 5 x 6 patches; a test that needs another run makes its own."""
+    """Its answer of 5 tokens about 5 x 6 patches; tests that need another run make their own."""
     inputs = handle.prepare([photo.resize((168, 140))], "What is it?")
     settings = GenerationSettings(max_new_tokens=5, reference=False)
     return Run({"baseline": generate(handle, inputs, settings)})
@@ -118,7 +118,7 @@ def run(handle: ModelHandle, photo: Image.Image) -> Run:
 
 @pytest.fixture
 def handlers(tmp_path: Path, handle: ModelHandle, run: Run) -> Handlers:
-    """What the page's events call, with that model and that run, without a page."""
+    """The handlers behind the page's events, with that model and that run, without a page."""
     loaded = LoadedModel()
     loaded.use(handle)
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path)))
@@ -129,7 +129,8 @@ def handlers(tmp_path: Path, handle: ModelHandle, run: Run) -> Handlers:
 
 @pytest.fixture
 def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """For handlers without a server: every temporary folder of the tests counts as uploaded to."""
+    """For handlers without a server: files in any temporary folder of the tests count as
+    uploads."""
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
     return folder
@@ -137,8 +138,9 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def no_system_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be made in the system's place for temporary files; the app's own stays."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", get_upload_folder())  # else Gradio asks the system again
+    """Files cannot be created in the system's temporary folder; the app's own folder still
+    works."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", get_upload_folder())  # or Gradio asks the system again
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
 
@@ -164,10 +166,10 @@ def new_page(
 
     context.route("**/*", guard)
     page = context.new_page()
-    page.set_default_timeout(60_000)  # only a page that hangs takes it, on a busy machine too
+    page.set_default_timeout(60_000)  # only reached by a page that hangs, even on a busy machine
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on("console", told)
-    page.streams = set()  # requests for messages that are not over: see `settled`
+    page.streams = set()  # open streams of messages: see `settled`
     page.on("request", lambda one: page.streams.add(one) if "/queue/data" in one.url else None)
     page.on("requestfinished", lambda one: page.streams.discard(one))
     page.on("requestfailed", lambda one: page.streams.discard(one))
@@ -176,8 +178,8 @@ def new_page(
 
 
 def settled(page: Any) -> None:
-    """Wait until no event of a page of `open_page` is under way: Gradio's client logs an error for
-    a stream of messages that it gives up when the page is left."""
+    """Wait until no event of a page of `open_page` is running: Gradio's client logs an error for a
+    stream of messages that is cut off when the page is left."""
     until = time.monotonic() + 60
     while page.streams:
         assert time.monotonic() < until, "a stream of messages does not end"
@@ -185,14 +187,15 @@ def settled(page: Any) -> None:
 
 
 def reload(page: Any, url: str = "") -> None:
-    """Load a page again, or another address in it, when no event is under way."""
+    """Reload a page, or open another address in it, when no event is running."""
     settled(page)
     page.goto(url) if url else page.reload()
 
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`open_page(url, width=1440, scheme="light", errors=False)` gives a page, checked at the end.
+    """`open_page(url, width=1440, scheme="light", errors=False)` returns a page, checked at the
+    end.
 
     With `errors=True` the test expects console errors (a refused upload logs one).
     """
@@ -223,7 +226,7 @@ def _example_page(browser: Any, site: Site) -> Iterator[tuple[Any, list[str]]]:
 
 @pytest.fixture
 def example_page(_example_page: tuple[Any, list[str]]) -> Iterator[Any]:
-    """The example on screen, as it is when the page is opened; one page for a whole module."""
+    """The page as it opens, with the example on screen; one page for a whole module."""
     page, problems = _example_page
     page.evaluate(f"{INSPECTOR}.set(window.fresh)")
     yield page

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Blocks(HTMLParser):
-    """The elements of a document as a browser takes them, and the texts of its scripts."""
+    """The elements of a document as a browser reads them, and the texts of its scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

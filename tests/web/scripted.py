@@ -1,11 +1,11 @@
-"""An engine that follows a script: the prompt says what happens, and a test says when.
+"""An engine that follows a script: the prompt selects what happens, and a test decides when.
 
 "hostile"   an answer of texts that try to become HTML or code
-"endless"   tokens for as long as the test lets them come, until Stop
+"endless"   tokens as long as the test allows them, until Stop
 "thousand"  1,000 tokens at once
 "full"      the device's memory is full
-"broken"    a fault inside
-else        the words of `synthetic.WORDS`
+"broken"    an internal error
+other       the words of `synthetic.WORDS`
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ THOUSAND = tuple(f" word{n}" for n in range(1000))
 
 
 class FakeHandle(SimpleNamespace):
-    """A namespace that, like a real handle, can be referred to weakly."""
+    """A namespace that can be referenced weakly, like a real handle."""
 
 
 def fake_handle(profile: bool = True) -> Any:
-    """What the page touches of a `ModelHandle`, without a model."""
+    """The parts of a `ModelHandle` that the page uses, without a model."""
     dims = SinkProfile("fake", "none", 64, 6, (3, 5), 6.0, "made up", "low") if profile else None
     info = SimpleNamespace(
         id="fake", device="cpu", dtype="float32", layers=6, heads=8, note="", hidden_size=4096
@@ -59,7 +59,7 @@ def fake_handle(profile: bool = True) -> Any:
 
 
 class ScriptedEngine:
-    """`generate` and `compare` by script. `hold()` makes every token wait for `let(n)`."""
+    """Scripted `generate` and `compare`. `hold()` makes every token wait for `let(n)`."""
 
     def __init__(self) -> None:
         self._tokens = threading.Semaphore(0)
@@ -104,7 +104,7 @@ class ScriptedEngine:
         first = self._run(inputs, told, hooks["stop"])
         words = tuple(token.text for token in first.tokens)
         picture = {"image": inputs.images[0], "prompt": inputs.prompt}
-        pair = make_pair(words, words, finish=first.finish, **picture)
+        pair = make_pair(words, words, finish=first.finish_reason, **picture)
         pair = {name: with_more(trace, inputs.images[1:]) for name, trace in pair.items()}
         return SimpleNamespace(**pair, prefix=None)
 
@@ -112,7 +112,7 @@ class ScriptedEngine:
     def estimate(
         handle: Any, inputs: Any, settings: Any, *, answers: int, same_text: bool, pace: Any
     ) -> Forecast:
-        """A thousand bytes and a tenth of a second a token; "heavy" does not fit."""
+        """A thousand bytes and a tenth of a second per token; "heavy" does not fit."""
         if inputs.prompt == "heavy":
             raise ValueError("The run needs 9 GB where 1 GB is free. What helps: fewer new tokens.")
         count = settings.max_new_tokens

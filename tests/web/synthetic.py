@@ -1,8 +1,8 @@
 """Made-up traces for the page's tests: seeded, any size, two sinks, an object that moves.
 
-They stand for no model. What they promise: rows sum to one, sinks are where the trace says, and
-every number of the trace agrees with its attention, so that the page's arithmetic can be
-checked against plain NumPy.
+They belong to no model. They guarantee: rows sum to one, sinks are where the trace says, and every
+number of the trace agrees with its attention, so that the page's arithmetic can be checked against
+plain NumPy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HOSTILE = (
 
 
 def scene(width: int = 420, height: int = 300) -> Image.Image:
-    """Sky, grass, a house and a ball: enough to see whether a map lies where it should."""
+    """Sky, grass, a house and a ball: enough to see whether a map is in the right place."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     u, v = x / width, y / height
     picture = np.stack([0.62 + 0.2 * v, 0.76 + 0.1 * v, 0.88 + 0 * v], -1)
@@ -62,7 +62,7 @@ def scene(width: int = 420, height: int = 300) -> Image.Image:
     return Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
 
 
-# What a run says of its decoding where the checkpoint asks for nothing.
+# A run's decoding information if the checkpoint sets nothing.
 GREEDY = {"used": {"max_new_tokens": 64}, "checkpoint": {}, "words": "greedy decoding"}
 
 
@@ -79,7 +79,7 @@ def make_trace(
     prompt: str = "Describe the image.",
     probability: float | None = None,
 ) -> GenerationTrace:
-    """One trace. `sink_weight` scales what the sinks get; with 0 no sinks are known."""
+    """One trace. `sink_weight` scales the attention on sinks; with 0, no sinks are known."""
     random = np.random.default_rng(seed)
     image = scene() if image is None else image
     T, V, P = len(words), rows * columns, 4
@@ -140,7 +140,7 @@ def make_trace(
         model=ModelInfo("synthetic", "0" * 12, "none", "float32", "cpu", layers, heads, 64),
         settings={"max_new_tokens": 64, "temperature": 0.0},
         seed=0,
-        finish=finish,
+        finish_reason=finish,
         seconds=1.5,
         extra={"decoding": GREEDY},
     )
@@ -153,10 +153,10 @@ def make_trace(
 
 
 def with_more(trace: GenerationTrace, images: tuple[Image.Image, ...]) -> GenerationTrace:
-    """The same answer to a question about further images too, each of as many patches.
+    """The same answer to a question about several images, all with the same number of patches.
 
-    Each image gets half of what the one before it got, mirrored; the last two get the same. Rows
-    of the prompt and of the generic prompt are left out.
+    Each image receives half the attention of the one before it, mirrored; the last two receive the
+    same. Rows of the prompt and of the generic prompt are left out.
     """
     if not images:
         return trace
@@ -195,7 +195,7 @@ def with_more(trace: GenerationTrace, images: tuple[Image.Image, ...]) -> Genera
 def make_rows(
     trace: GenerationTrace, positions: tuple[int, ...], seed: int, prompt: str = ""
 ) -> PromptTrace:
-    """Rows of the prompt: an even look at the image, but for one patch of their own each."""
+    """Rows of the prompt: uniform attention on the image, except one patch for each row."""
     random = np.random.default_rng(seed)
     _, layers, heads, V = trace.attention.shape
     R = len(positions)
@@ -223,7 +223,7 @@ def make_rows(
 def make_pair(
     words: tuple[str, ...] = WORDS, other: tuple[str, ...] | None = None, **sizes: object
 ) -> dict[str, GenerationTrace]:
-    """A baseline and a VAR trace; VAR holds less on its sinks and its answer may differ."""
+    """A baseline and a VAR trace; VAR has less on its sinks, and its answer may differ."""
     other = (*words[:21], " There", " is", " a", " dog", ".") if other is None else other
     baseline = make_trace(words, **sizes)  # type: ignore[arg-type]
     var = make_trace(other, **{**sizes, "sink_weight": 1.0, "seed": 1})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The access token: nothing of the page or the API without it, and the three ways to bring it."""
+"""The access token: page and API refuse requests without it, and the three ways to send it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_form_gives_a_cookie_that_opens_the_page(locked: Site) -> None:
     assert status == 200 and 'location.replace("/" + location.hash)' in text
     cookie = headers["set-cookie"]
     port = urlsplit(locked.url).port
-    assert cookie.startswith(f"sinkscope-access-{port}=")  # cookies do not know ports
+    assert cookie.startswith(f"sinkscope-access-{port}=")  # cookies are shared by all ports
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
     sent = cookie.partition(";")[0]
     assert ask(locked, "/config", cookie=sent)[0] == 200
@@ -106,7 +106,7 @@ def test_a_wrong_link_and_form_give_none(locked: Site) -> None:
 
 
 def test_a_link_on_another_site_asks_once_more_for_the_cookie(locked: Site) -> None:
-    """The browser keeps a strict cookie back; the answer must not be a form, nor a loop."""
+    """The browser does not send a strict cookie here; the answer must not be a form or a loop."""
     asked = {"accept": "text/html", "sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
     status, _, text = ask(locked, "/", **asked)
     assert status == 200 and "location.replace" in text and "'here'" in text
@@ -157,12 +157,12 @@ def test_a_malformed_token_is_refused_and_not_repeated(token: str) -> None:
 
 
 def test_a_token_beside_a_login_is_refused() -> None:
-    with pytest.raises(ValueError, match="token is given beside a login"):
+    with pytest.raises(ValueError, match="token and a login are both given"):
         AppSettings(token=TOKEN, auth="me:secret")
 
 
 def test_guessing_is_slowed_down() -> None:
-    """Also with the right one in the end: else the wait would mean nothing."""
+    """Also with the right one in the end; otherwise the wait would be useless."""
 
     async def through(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("let in")

@@ -1,4 +1,4 @@
-"""The API behind the page, as `gradio_client` and a notebook see it."""
+"""The API behind the page, as `gradio_client` and a notebook use it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTEBOOK = ROOT / "docs" / "notebooks" / "api.ipynb"
 
 @pytest.fixture(scope="module")
 def api_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """An app that can load models: each load gives the scripted one."""
+    """An app that can load models: each load returns the scripted one."""
     engine = ScriptedEngine()
     folder = tmp_path_factory.mktemp("cache")
     loaded = LoadedModel(lambda settings, on_progress: handle_named(settings.model))
@@ -100,7 +100,7 @@ def test_names_are_documented(client: Any) -> None:
         assert asked == said, name
     hidden = {"/model_state", "/load_model", "/export_view", "/answer", "/generate_1"}
     hidden |= {"/stop_1", "/stop_answer"}
-    assert not hidden & set(api)  # what the page alone calls
+    assert not hidden & set(api)  # functions that only the page calls
 
 
 def test_stop_ends_a_region_test_of_its_own_client_alone(
@@ -254,7 +254,7 @@ def test_maps_of_a_method(client: Any, compared: dict[str, Any], api_site: Site)
     expected = explain_map(run.traces["baseline"], 3, "relative", [2, 3, 4])
     np.testing.assert_allclose(heat["values"], expected.values, rtol=1e-6)
     assert heat["unit"] == "times the generic prompt" and heat["methods"]["relative"] is None
-    old, _ = client.predict(**ask, scale="relative")  # from when it was a scale
+    old, _ = client.predict(**ask, scale="relative")  # an old value: it used to be a scale
     assert old["values"] == heat["values"] and old["limits"] == heat["limits"]
     left, _ = client.predict(**ask, method="without_sinks")
     cells = [(r, c) for r in range(8) for c in range(12) if left["values"][r][c] is None]
@@ -294,7 +294,10 @@ def test_a_figure_with_tokens_of_its_own_on_each_side(
     monkeypatch.setattr("sinkscope.web.api.endpoints.make_files", made)
     client.predict(run=compared["run"], tokens="3", own_tokens="5-6", api_name="/export")
     client.predict(run=compared["run"], tokens="3", api_name="/export")
-    assert [(one.first, one.last, one.own) for one in seen] == [(3, 3, (5, 6)), (3, 3, None)]
+    assert [(one.first, one.last, one.second_tokens) for one in seen] == [
+        (3, 3, (5, 6)),
+        (3, 3, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_a_figure_with_tokens_of_its_own_on_each_side(
         ("/export", {"kind": "gif", "window": 99}, "window is 99; allowed: 1 to 27"),
         ("/export", {"kind": "gif", "tokens": "1, 5"}, "allowed: one index, or a range"),
         ("/export", {"own_tokens": "1, 5"}, "own_tokens is '1, 5'; allowed: one index, or a range"),
-        ("/export", {"own_tokens": "99"}, "own is [99]; "),
+        ("/export", {"own_tokens": "99"}, "second_tokens is [99]; "),
         ("/export", {"kind": "gif", "width": 10**6}, "width is 1000000; allowed: 320 to 1920"),
         ("/load", {"model": "missing"}, "There is no model called missing"),
     ],

@@ -76,7 +76,7 @@ def test_port_0_is_a_free_port_and_the_address_is_the_real_one(tmp_path: Path) -
             assert "content-security-policy" in page.headers
             sent = page.read()
         assert gzip.decompress(sent)[:200] == plain[:200]
-        # All of ours is in it, and some 60 kB of Gradio's own.
+        # All our files are in it, and about 60 kB from Gradio.
         assert len(sent) < 150_000
     finally:
         made.blocks.close(verbose=False)
@@ -85,7 +85,7 @@ def test_port_0_is_a_free_port_and_the_address_is_the_real_one(tmp_path: Path) -
 def test_a_busy_machine_does_not_end_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradio gives up where its own question for the page takes more than 3 seconds."""
+    """Gradio gives up if its own request for the page takes more than 3 seconds."""
     monkeypatch.setattr("gradio.networking.url_ok", lambda *_: False)
     settings = Settings(app=AppSettings(port=0, cache_dir=str(tmp_path)))
     made = build_app(settings, fake_handle(), example=Run({"baseline": make_trace()}), examples=[])

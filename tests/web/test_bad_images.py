@@ -1,4 +1,4 @@
-"""Images of every kind through the page's own door: one sentence, or an upright RGB picture."""
+"""Images of every kind, uploaded as by the page: one sentence, or an upright RGB picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bomb() -> bytes:
 
 def rotated() -> bytes:
     exif = Image.Exif()
-    exif[274] = 6  # stored lying on its side
+    exif[274] = 6  # stored rotated
     return saved(Image.new("RGB", (60, 40), "red"), "JPEG", exif=exif)
 
 

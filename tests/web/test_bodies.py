@@ -1,4 +1,4 @@
-"""Bodies of requests against the running app: files that are no uploads, odd types, odd JSON."""
+"""Bodies of requests to the running app: files that are not uploads, odd types, odd JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.server.bodies import DEEPEST, DRAINED_BYTES, JSON_BYTES, Bodies, Refused, parse
 from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.conftest import Site
-from tests.web.outside import file_of, outcome, post, send, upload
+from tests.web.raw_requests import file_of, outcome, post, send, upload
 from tests.web.synthetic import scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,14 +39,14 @@ COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "", "none", 
 
 @pytest.fixture
 def private(tmp_path: Path) -> Path:
-    """A photo that is nobody's business, beside something that is no image."""
+    """A private photo, beside a file that is not an image."""
     Image.new("RGB", (60, 40), "red").save(tmp_path / "private.png")
     (tmp_path / "notes.txt").write_text("secret")
     return tmp_path
 
 
 def shapes(folder: Path) -> dict[str, Any]:
-    """Ways to name a file of the machine in a request."""
+    """Ways to name a file of the server in a request."""
     paths = {
         "image": str(folder / "private.png"),
         "text": str(folder / "notes.txt"),
@@ -79,7 +79,7 @@ def runs(site: Site) -> int:
 
 
 def test_the_two_holes_are_closed(guarded: Site, private: Path) -> None:
-    """A picture of the machine as an image, and an address, by JSON that is called otherwise."""
+    """A picture of the server as an image, and an address, in JSON with another content type."""
     before = runs(guarded)
     image = {"path": str(private / "private.png")}
     status, text = post(guarded, "/gradio_api/call/generate", {"data": [image, *GENERATE]})
@@ -92,7 +92,7 @@ def test_the_two_holes_are_closed(guarded: Site, private: Path) -> None:
 
 
 def test_no_call_takes_a_file_of_the_machine(guarded: Site, private: Path) -> None:
-    """Every endpoint and event, in every shape, in any place of the body."""
+    """Every endpoint and event, with every form, in any place of the body."""
     config = json.loads(send(guarded, "/config", method="GET", kind=None)[1])
     kinds = {component["id"]: component["type"] for component in config["components"]}
     before, tried = runs(guarded), 0
@@ -100,7 +100,7 @@ def test_no_call_takes_a_file_of_the_machine(guarded: Site, private: Path) -> No
     for event in config["dependencies"]:
         takes = [kinds[one] for one in event["inputs"]]
         takes_files = {"image", "file"} & set(takes)
-        # An event that takes no file gets one too, in the data of the event.
+        # An event that takes no file also gets one, in the event's data.
         for file in every.values() if takes_files else [every["image, plain"]]:
             data = [
                 [file] if kind == "file" else file if kind == "image" else "x" for kind in takes
@@ -126,7 +126,7 @@ def test_no_call_takes_a_file_of_the_machine(guarded: Site, private: Path) -> No
 
 
 def test_nor_as_a_plain_string(guarded: Site, private: Path) -> None:
-    """A string may be a prompt as well, so that it is the component that refuses it."""
+    """A string may also be a prompt, so the component refuses it."""
     before = runs(guarded)
     said = set()
     for path in ("private.png", "notes.txt", "missing.png"):
@@ -151,7 +151,7 @@ def events_of(site: Site, takes: str) -> list[dict[str, Any]]:
 
 
 def test_not_after_gradio_has_made_the_component_anew(guarded: Site, private: Path) -> None:
-    """An update of a component makes another one for that session."""
+    """An update of a component creates another one for that session."""
     config = json.loads(send(guarded, "/config", method="GET", kind=None)[1])
     images = {c["id"] for c in config["components"] if c["type"] == "image"}
     values = {c["id"]: c["props"].get("value") for c in config["components"]}
@@ -162,7 +162,7 @@ def test_not_after_gradio_has_made_the_component_anew(guarded: Site, private: Pa
         "fn_index": refill["id"],
         "data": [None if one in images else values.get(one) for one in refill["inputs"]],
         "session_hash": "anew",
-        "event_data": {},  # no run: every control is left as it is
+        "event_data": {},  # no run: no control changes
     }
     assert post(guarded, "/gradio_api/run/predict", body)[0] == 200
     ahead = next(e for e in events_of(guarded, "image") if not e["queue"])
@@ -175,7 +175,7 @@ def test_not_after_gradio_has_made_the_component_anew(guarded: Site, private: Pa
 
 
 def test_a_file_of_a_tab_is_an_upload(guarded: Site, private: Path) -> None:
-    """Of Sinks, Experiments and Evaluate: each control says what it shows, the files a path."""
+    """In Sinks, Experiments and Evaluate: each control gets its value, the file controls a path."""
     config = json.loads(send(guarded, "/config", method="GET", kind=None)[1])
     shows = {one["id"]: one["props"].get("value") for one in config["components"]}
     for one in config["components"]:
@@ -261,14 +261,14 @@ def test_every_body_is_looked_at(guarded: Site, kind: str | None, method: str) -
 
 
 def through(app: Any, receive: Any, path: str, *headers: tuple[bytes, bytes]) -> list[Any]:
-    """What `Bodies` in front of an app answers to a request."""
+    """The answer of `Bodies` in front of an app to a request."""
     answers: list[Any] = []
 
     async def answer(message: Any) -> None:
         answers.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
-    with ThreadPoolExecutor(1) as thread:  # this one has a loop if another test has a browser
+    with ThreadPoolExecutor(1) as thread:  # a browser leaves a loop in this thread
         thread.submit(asyncio.run, Bodies(app, 10_000)(scope, receive, answer)).result()
     return answers
 

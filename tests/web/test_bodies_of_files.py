@@ -1,4 +1,4 @@
-"""Uploads and logins against the running app: what else may come in than small JSON."""
+"""Uploads and logins on the running app: accepted bodies other than small JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.server.bodies import JSON_BYTES
 from tests.web.conftest import Site, start_site
-from tests.web.outside import MULTIPART, form, send
+from tests.web.raw_requests import MULTIPART, form, send
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import scene
 from tests.web.test_bodies import through
@@ -19,7 +19,7 @@ PHOTO = encode_image(scene(60, 40))[0]
 
 
 def left_over() -> set[Path]:
-    """Files right in the folder of uploads; finished ones have folders."""
+    """Files directly in the folder of uploads; finished ones are in folders."""
     from gradio.utils import get_upload_folder
 
     return {path for path in Path(get_upload_folder()).iterdir() if path.is_file()}

@@ -1,4 +1,4 @@
-"""For everybody: axe-core finds nothing serious, and the whole story goes by keyboard alone."""
+"""Accessibility: axe-core finds nothing serious, and everything can be done by keyboard."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.browser
 FOLDS = ("#var-settings", "#generation-settings", "#model")
 VIEWS = [(1440, "light"), (1440, "dark"), (390, "light")]
 ALL = {"rules": {"target-size": {"enabled": True}}}
-COLOURS = {"runOnly": ["color-contrast"]}  # what else axe looks for does not depend on the scheme
+COLOURS = {"runOnly": ["color-contrast"]}  # the only check that depends on the scheme
 
 
 def serious(page: Any, options: dict[str, Any] = ALL) -> list[str]:
-    """What axe-core calls serious or critical, one line for each place."""
+    """Findings that axe-core calls serious or critical, one line for each place."""
     if not page.evaluate("typeof axe !== 'undefined'"):
         page.evaluate(AXE_SCRIPT)
     options = {**options, "resultTypes": ["violations"]}
@@ -164,7 +164,7 @@ def test_the_whole_story_by_keyboard(shop: Site, open_page: Callable[..., Any]) 
         arg=read_examples()[2].prompt,
     )
     tab_to(page, "#compare input")
-    before = page.is_checked("#compare input")  # as it was for the run on screen
+    before = page.is_checked("#compare input")  # its state for the run on screen
     press("Space")
     assert page.is_checked("#compare input") != before
     if before:

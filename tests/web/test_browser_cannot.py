@@ -1,4 +1,4 @@
-""" "VAR cannot run" is said while it is so: gone when sink dimensions are there, and back after."""
+"""The message "VAR cannot run" is shown only while it is true: gone once sink dimensions exist."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_it_is_said_only_while_it_is_so(
     file = tmp_path / "sink_profile.toml"
     file.write_text(PROFILE)
     page.set_input_files("#profile-file input[type=file], input[type=file][accept*=toml]", file)
-    becomes(page, CAN)  # a profile of one's own
+    becomes(page, CAN)  # an uploaded profile
     assert dims.input_value() == "3, 5"
     page.click("#own-dims")
     becomes(page, CANNOT)

@@ -1,4 +1,4 @@
-"""The whole story with the bundled model, through the very code that `python app.py` runs."""
+"""The whole workflow with the bundled model, through the same code that `python app.py` runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_photo_to_heatmap_with_the_bundled_model(
     bundled: tuple[App, str], open_page: Any, photo_file: Path
 ) -> None:
     app, url = bundled
-    page = open_page(url)  # the page is there before the model
+    page = open_page(url)  # the page opens before the model is loaded
     page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
     assert "6 layers × 8 heads" in page.inner_text("[data-testid=model-status]")
     upload(page, photo_file)
@@ -99,7 +99,7 @@ def test_the_example_run_is_made_and_read(bundled: tuple[App, str], tmp_path: Pa
 
 
 def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) -> None:
-    """Of a picture of four things: the box of the blue cross matters for its words."""
+    """In a picture of four things, the box of the blue cross matters for its words."""
     app, url = bundled
     page = open_page(url, 1440, "dark")
     page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
@@ -122,7 +122,7 @@ def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) 
     page.wait_for_selector("[data-testid=region-stop]", state="detached", timeout=60_000)
     finding = page.inner_text("[data-testid=region-baseline] .finding")
     assert "“cross”" in finding and "“ring”" not in finding
-    assert page.locator("[data-testid=region-test]").count() == 0  # there is nothing left to ask
+    assert page.locator("[data-testid=region-test]").count() == 0  # nothing is left to test
 
     words = [token.text for token in run.first.tokens]
     for name in ("baseline", "var"):
@@ -135,7 +135,7 @@ def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) 
 
     assert serious(page, ALL) == []
 
-    # Another way is another question; the answer to the first is kept.
+    # Another way is another question; the answer to the first one is kept.
     page.select_option("[data-testid=region-way]", "grey")
     assert "Not tested this way yet" in page.inner_text("[data-testid=region]")
     page.focus("[data-testid=region-way]")
@@ -151,7 +151,7 @@ def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) 
     assert page.is_hidden("[data-testid=region]")
     assert page.locator("sup.region").count() == 0
 
-    # The whole of it without a mouse: from the middle of 7 x 7 patches two to the right, one down.
+    # The whole test without a mouse: from the middle of 7 x 7 patches two to the right, one down.
     stage.focus()
     page.keyboard.press("ArrowLeft")
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):

@@ -38,7 +38,7 @@ def open_tab(page: Any) -> None:
 
 
 def start(page: Any, questions: int) -> None:
-    """Set the number of questions, once it stays, and press Run."""
+    """Set the number of questions, wait until it is kept, and press Run."""
     stayed = 0
     for _ in range(50):
         if page.input_value("#evaluate-questions input") != str(questions):
@@ -53,7 +53,7 @@ def start(page: Any, questions: int) -> None:
 
 
 def run(page: Any, questions: int) -> str:
-    """Run and wait until its result is drawn; its id."""
+    """Run and wait until the result is drawn; returns its id."""
     start(page, questions)
     page.wait_for_function(
         f"""() => {{ const data = document.querySelector('{TAB}').dataset;
@@ -102,7 +102,7 @@ def test_from_run_to_explore(bundled: tuple[App, str], open_page: Any) -> None:
         page.click("[data-testid=evaluate-report]")
     assert download.value.suggested_filename == "evaluation-report.html"
 
-    # By keyboard into Explore, where both answers are given again.
+    # By keyboard to Explore, where both answers are generated again.
     asked = str(cards.first.locator(".ask").inner_text())
     answer = str(cards.first.locator("dd").nth(1).inner_text()).lstrip("✓✗ ")
     before = page.evaluate("document.querySelector('[data-testid=inspector]').dataset.ready")
@@ -151,7 +151,7 @@ def test_stop_and_go_on_on_a_phone(bundled: tuple[App, str], open_page: Any) -> 
     assert text(page, "phase").startswith("Stopped after ")
     assert text(page, "state").startswith("THE RUN IS NOT COMPLETE.")
     assert page.is_enabled("#evaluate-run") and page.is_disabled("#evaluate-stop")
-    # Nothing is wider than the phone, and everything to press is large enough.
+    # Nothing is wider than the phone, and all buttons are large enough.
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     small = page.evaluate(
         f"""[...document.querySelectorAll('{TAB} :is(button, select, input, summary)')]

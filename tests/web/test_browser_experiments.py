@@ -39,7 +39,7 @@ def open_tab(page: Any) -> None:
 
 
 def fill(page: Any, box: str, value: str) -> None:
-    """Write into a box; it is there once it stays."""
+    """Type into a box and wait until the value is kept."""
     for _ in range(50):
         if page.input_value(box) == value:
             return
@@ -57,7 +57,7 @@ def choose(page: Any, name: str, samples: int) -> None:
 
 
 def run(page: Any) -> str:
-    """Press Run and wait until the result is drawn; its id."""
+    """Press Run and wait until the result is drawn; returns its id."""
     page.click("#experiments-run")
     page.wait_for_selector(f"{TRIAL}[data-phase=ready][data-ready]", timeout=90_000)
     return str(page.get_attribute(TRIAL, "data-ready"))
@@ -92,7 +92,7 @@ def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: A
     assert "neurons hold" in text(page, "summary")
     verdict = text(page, "verdict")
     assert "Verdict: open" in verdict and "A causal: not tested" in verdict
-    assert "B specific: holds" in verdict and "Holds where AUC at least 0.95." in verdict
+    assert "B specific: holds" in verdict and "Holds if AUC at least 0.95." in verdict
     pictures = page.locator(f"{TRIAL} .figures img")
     assert pictures.count() >= 2
     page.wait_for_function(
@@ -109,7 +109,7 @@ def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: A
     figure = save(page, f"{TRIAL} .figures a.file:has-text('PDF')")
     assert figure.read_bytes().startswith(b"%PDF")
 
-    # A reload shows it again, and the form stands where it stood; another browser never does.
+    # A reload shows it again with the same form values; another browser never does.
     reload(page)
     open_tab(page)
     page.wait_for_selector(f"{TRIAL}[data-ready='{ident}']")

@@ -1,6 +1,6 @@
 """The card "Other explanations of this word", with a small real model behind the page.
 
-The test decides when each method is computed (`Gate`); what is computed is the methods' own.
+The test decides when each method is computed (`Gate`); the computation is the methods' own.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def test_computed_stopped_shown_saved_and_kept(
     real: Site, run: Run, gate: Gate, handle: ModelHandle, open_page: Any
 ) -> None:
     page = opened(real, run, open_page)
-    # What this run cannot give is greyed out, in the list and among the maps, with the reason.
+    # Methods that this run cannot provide are disabled, in the list and among the maps, with the
+    # reason.
     options = page.locator("[data-testid=method] option")
     words = {o.get_attribute("value"): o.inner_text() for o in options.all()}
     for name in ("relative", "without_sinks"):
@@ -97,7 +98,7 @@ def test_computed_stopped_shown_saved_and_kept(
     assert "no generic prompt" in words["relative"] and "sink" in words["without_sinks"]
     assert page.locator("[data-testid=method] option[value=chefer]").is_enabled()
 
-    # Compare all: how far it is, each map as it is ready, and Stop keeps what is there.
+    # Compare all: progress, each map as soon as it is ready; Stop keeps finished ones.
     page.click("[data-testid=explain-all]")
     page.wait_for_selector("[data-testid=explain-stop]")
     assert "no generic prompt" in tile(page, "relative").inner_text()
@@ -155,7 +156,7 @@ def test_computed_stopped_shown_saved_and_kept(
     shown = page.evaluate(f"[...{INSPECTOR}.shown.drawn.baseline]")
     np.testing.assert_allclose(shown, expected["rollout"].ravel(), rtol=1e-4, atol=1e-9)
 
-    # It is saved as any other map: drawn by the server, and as numbers.
+    # It is saved like any other map: drawn by the server, and as numbers.
     page.click("[data-do=save]")
     with page.expect_download() as given:
         page.click("[data-testid=save-pdf]")
@@ -169,7 +170,7 @@ def test_computed_stopped_shown_saved_and_kept(
         saved[int(line["row"]), int(line["column"])] = float(line["value"])
     np.testing.assert_allclose(saved, expected["rollout"], rtol=1e-4, atol=1e-9)
 
-    # It is there when the app was started anew: nothing is computed.
+    # It is still there after a restart: nothing is computed.
     gate.hold()
     real.app.handlers.explained._kept.clear()
     again = opened(real, run, open_page, "&method=rollout")

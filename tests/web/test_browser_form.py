@@ -1,4 +1,4 @@
-"""The form keeps what was done last, however late the answers to earlier events come."""
+"""The form keeps the user's last input, however late the answers to earlier events come."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_of_examples_pressed_at_once_the_last_one_is_taken(
 def test_what_is_typed_while_the_page_opens_stays(
     shop: Site, open_page: Callable[..., Any]
 ) -> None:
-    """The form is filled when the page comes, so no answer to an event can take it back."""
+    """The form is filled when the page opens, so no answer to an event can overwrite it."""
     page = open_page(shop.url)
     held: list[Any] = []
     page.route("**/run/predict", lambda route: held.append(route))
@@ -47,7 +47,7 @@ def test_what_is_typed_while_the_page_opens_stays(
     page.wait_for_function("document.querySelector('#image img').naturalWidth > 0")  # it is seen
     page.fill("#prompt textarea", "Typed at once")
     page.wait_for_timeout(300)
-    late = list(held)  # the events of opening, of which none was answered yet
+    late = list(held)  # the events of opening; none was answered yet
     assert late
     with page.expect_response("**/run/predict"):
         for route in late:

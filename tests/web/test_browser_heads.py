@@ -1,4 +1,4 @@
-"""A large run's single heads: fetched when they are needed, and kept up to a number of bytes."""
+"""A large run's single heads: fetched on demand, and kept up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHELF = f"const shelf = {INSPECTOR}.tools.makeShelf(100);"
 
 
 def test_what_is_kept_is_counted_by_its_own_size(example_page: Any) -> None:
-    """Small entries after a large one, and large after small: the sum is that of what is kept."""
+    """Small entries after a large one, and large after small: the sum is that of the kept ones."""
     told = example_page.evaluate(f"""() => {{
       {SHELF}
       const seen = [];
@@ -65,11 +65,11 @@ def test_a_large_run_keeps_to_its_limit(site: Site, open_page: Any) -> None:
         return page.evaluate(f"{shelf}.keys()"), page.evaluate(f"{shelf}.bytes")
 
     _, one = look(0)
-    assert one > 32 * 32 * 12 * 12  # the numbers themselves, not what was sent of them
+    assert one > 32 * 32 * 12 * 12  # the size of the numbers, not of the compressed data
     page.evaluate(f"most => {{ {shelf}.most = most; }}", 3 * one + 1000)
     for token in range(1, 7):
         keys, total = look(token)
         assert total <= 3 * one + 1000 and abs(total - len(keys) * one) < 1000
     assert keys == [f"answer.baseline:{t}-{t}" for t in (4, 5, 6)]
-    page.evaluate(f"{shelf}.most = 1")  # what is on screen stays
+    page.evaluate(f"{shelf}.most = 1")  # data on screen is kept
     assert look(9)[0] == ["answer.baseline:9-9"]

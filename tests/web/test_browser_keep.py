@@ -1,4 +1,4 @@
-"""Runs of this browser, and what can be taken away from a run."""
+"""Runs of this browser, and the files that can be saved from a run."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_found_shown_linked_and_saved(site: Site, open_page: Any) -> None:
     view = View(picked=found.picked())
     choose(page, "localising", "localising heads")
 
-    # The map is the server's, and so are the words and the raw shares.
+    # The server makes the map, the description and the raw shares.
     drawn = page.evaluate(DRAWN)
     np.testing.assert_allclose(drawn, expected(run, view), rtol=2e-3, atol=1e-6)
     plain = expected(run, View())
@@ -67,14 +67,14 @@ def test_found_shown_linked_and_saved(site: Site, open_page: Any) -> None:
     assert shares["sinks"] == pytest.approx(held, abs=1e-3)
     assert page.locator(".panel.heads .pick").count() == len(found.chosen)
 
-    # The largest and the smallest of them too.
+    # Also the largest and the smallest of them.
     for reduce in ("max", "min"):
         page.select_option("[data-testid=combine]", reduce)
         of = expected(run, dataclasses.replace(view, reduce=reduce))
         np.testing.assert_allclose(page.evaluate(DRAWN), of, rtol=2e-3, atol=1e-6)
     page.select_option("[data-testid=combine]", "mean")
 
-    # What is saved: the list as Python saves it, the values, a figure and an animation.
+    # Saved files: the list as Python saves it, the values, a figure and an animation.
     with page.expect_download() as given:
         page.click("[data-testid=save-heads]")
     listed = Path(given.value.path())
@@ -91,7 +91,7 @@ def test_found_shown_linked_and_saved(site: Site, open_page: Any) -> None:
         assert Path(given.value.path()).read_bytes()[:4] == head
     page.click("[data-do=save]")
 
-    # The link comes back to them; other ranges end them.
+    # The link restores them; other ranges replace them.
     page.wait_for_function("location.hash.includes('heads=localising')")
     reload(page)
     page.wait_for_selector(f"[data-testid=inspector][data-ready='{run.id}']", state="attached")
@@ -101,7 +101,7 @@ def test_found_shown_linked_and_saved(site: Site, open_page: Any) -> None:
     assert "localising" not in page.inner_text("[data-testid=selection]")
     assert page.locator("[data-testid=picks]").input_value() == ""
 
-    # The saved file is a choice again, also of heads that feed on sinks.
+    # The saved file can be chosen again, also a list of heads that feed on sinks.
     page.set_input_files("[data-testid=heads-file]", str(listed))
     page.wait_for_function(f"{INSPECTOR}.view.picked?.from === 'file'")
     np.testing.assert_allclose(page.evaluate(DRAWN), drawn, rtol=1e-6)
@@ -118,9 +118,9 @@ def test_found_shown_linked_and_saved(site: Site, open_page: Any) -> None:
         ({"chosen": [{"layer": 5, "head": 8, "image_mass": 0.5, "value": 0.1}]}, "heads is 5.8"),
         ({"chosen": [{"layer": 6, "head": 0, "image_mass": 0.5, "value": 0.1}]}, "heads is 6.0"),
         ({"chosen": [{"layer": -1, "head": 0, "image_mass": 1, "value": 1}]}, "damaged list"),
-        ({"format": "x"}, "heads.json is no list of heads"),
+        ({"format": "x"}, "heads.json is not a list of heads"),
         ({"version": 2}, "version 2; allowed: 1"),
-        (None, "heads.json is no list of heads, because it is no JSON"),
+        (None, "heads.json is not a list of heads, because it is not JSON"),
     ],
 )
 def test_a_list_that_does_not_fit_changes_nothing(

@@ -1,4 +1,4 @@
-"""A repaint draws only what changed, and what it leaves is what would have been drawn."""
+"""A repaint draws only what changed, with the same result as drawing everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.web.test_browser_view import HASH
 
 pytestmark = pytest.mark.browser
 
-# All that a view is made of: words, what is chosen, and the pixels of each canvas in sight.
+# Everything that a view consists of: texts, choices, and the pixels of each visible canvas.
 LOOK = """() => {
   const work = document.querySelector(".work"), seen = (one) => one.offsetParent;
   const hash = HASH;
@@ -52,13 +52,13 @@ STEPS: list[dict[str, Any]] = [
     {"four": "", "part": "prompt", "t0": 0, "t1": 1, "scale": "rank"},
     {"part": "answer", "difference": False, "h0": 3, "h1": 3, "quantity": "sink"},
     {"t0": 24, "t1": 25, "difference": True, "combine": "max", "colours": "cividis"},
-    # One thing at a time: whatever does not follow it is still old at the end.
+    # One change at a time: parts that do not follow it would still be old at the end.
     *({name: value} for name, value in LAST.items()),
 ]
 
 
 def test_what_is_drawn_step_by_step_is_what_is_drawn_at_once(site: Site, open_page: Any) -> None:
-    """A step draws only what it changes: nothing of the steps before may be left."""
+    """A step draws only its changes; nothing of earlier steps may remain."""
     run = Run(make_pair())
     site.app.handlers.store.put(run, keep_on_disk=False)
     page = open_page(site.url, path=f"#run={run.id}")
@@ -75,7 +75,7 @@ def test_what_is_drawn_step_by_step_is_what_is_drawn_at_once(site: Site, open_pa
 
 
 def test_a_click_writes_only_what_it_changes(example_page: Any) -> None:
-    """No control, axis, key or list that stays as it is is written again: that costs a layout."""
+    """An unchanged control, axis, key or list is not written again, because that costs a layout."""
     page = example_page
     page.evaluate(f"{INSPECTOR}.set({{ t0: 3, t1: 3 }})")
     written = page.evaluate(

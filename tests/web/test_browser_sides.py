@@ -1,4 +1,4 @@
-"""Two answers on the page: what VAR did to each word of one text, and a choice for each side."""
+"""Two answers on the page: VAR's effect on each word of one text, and a choice for each side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.web.explore.exporting import Wanted
+from sinkscope.web.explore.exporting import ExportRequest
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import WORDS, make_pair
@@ -72,10 +72,10 @@ def test_same_text_shows_how_much_likelier_each_token_became(site: Site, open_pa
     assert page.locator("[data-testid=own-choice]").count() == 0  # the texts do not part
 
 
-def told_only(seen: list[Wanted]) -> Callable[..., list[Path]]:
-    """In the place of `make_files`: keeps what was wanted, and the file is empty."""
+def told_only(seen: list[ExportRequest]) -> Callable[..., list[Path]]:
+    """Replaces `make_files`: stores the request, and writes an empty file."""
 
-    def made(run: Run, wanted: Wanted, folder: Path, **rest: Any) -> list[Path]:
+    def made(run: Run, wanted: ExportRequest, folder: Path, **rest: Any) -> list[Path]:
         seen.append(wanted)
         path = folder / f"it.{wanted.kind}"
         path.write_bytes(b"")
@@ -107,14 +107,14 @@ def test_each_answer_can_have_its_own_token(
     page.click("[data-testid=token-baseline-5]")
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [5, 23, 23]
 
-    # What the server is to draw is what is on screen; an animation of no chosen range, all of it.
-    wanted: list[Wanted] = []
+    # The server is asked to draw what is on screen; an animation without a chosen range shows all.
+    wanted: list[ExportRequest] = []
     monkeypatch.setattr("sinkscope.web.explore.exporting.make_files", told_only(wanted))
     page.click("[data-testid=save-button]")
     for kind in ("pdf", "gif"):
         with page.expect_download():
             page.click(f"[data-testid=save-{kind}]")
-    got = [(one.kind, one.first, one.last, one.own) for one in wanted]
+    got = [(one.kind, one.first, one.last, one.second_tokens) for one in wanted]
     assert got == [("pdf", 5, 5, (23, 23)), ("gif", 0, None, None)]
 
     page.wait_for_function("location.hash.includes('u=23-23')")

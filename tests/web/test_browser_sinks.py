@@ -38,7 +38,7 @@ def open_tab(page: Any) -> None:
 
 
 def choose(page: Any, samples: int, held_out: int) -> None:
-    """Set the numbers in the folded settings; they are there once they stay."""
+    """Set the numbers in the folded settings, and wait until they are kept."""
     if not page.is_visible("#sinks-samples"):
         page.click("#sinks-settings > button, #sinks-settings .label-wrap")
     wanted = {"#sinks-samples input": str(samples), "#sinks-held-out input": str(held_out)}
@@ -56,7 +56,7 @@ def choose(page: Any, samples: int, held_out: int) -> None:
 
 
 def run(page: Any, samples: int, held_out: int) -> str:
-    """Press Run and wait until its result is drawn; its id."""
+    """Press Run and wait until the result is drawn; returns its id."""
     choose(page, samples, held_out)
     page.evaluate(f"window.before = document.querySelector('{FINDER}').dataset.ready")
     page.click("#sinks-run")
@@ -136,7 +136,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     assert "flagged in layer 0" in text(page, "flagged")
     assert asked == []
 
-    # The heatmap by keyboard; its axis counts from 0, as what is read off it.
+    # The heatmap by keyboard; its axis counts from 0, like the text read from it.
     ends = page.locator("[data-testid=sinks-heat] .under span").all_inner_texts()
     assert ends[0] == "token 0"
     assert int(ends[1]) == int(text(page, "flagged").split(" of ")[1].split()[0]) - 1
@@ -153,7 +153,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     profile = read_profile(Path(download.value.path()))
     assert profile.dims == (17, 101) and download.value.suggested_filename == "demo.toml"
 
-    # In this browser alone: the model and another page keep the model's own profile.
+    # Only in this browser: the model and another page keep the model's own profile.
     move_tau(page, 4.5)
     page.click("[data-testid=sinks-use]")
     assert "17, 101 with tau 4.5" in text(page, "told")
@@ -213,7 +213,7 @@ def test_a_deleted_result_is_gone(bundled: tuple[App, str], open_page: Any) -> N
     kept = run(page, 4, 0)
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("[data-testid=sinks-delete]")
-    assert app.sinks.store.get(kept) is not None  # nobody has said yes
+    assert app.sinks.store.get(kept) is not None  # the deletion was not confirmed
     page.once("dialog", lambda dialog: dialog.accept())
     page.click("[data-testid=sinks-delete]")
     page.wait_for_selector("[data-testid=sinks-blank]", state="visible")

@@ -1,4 +1,4 @@
-"""Every state of the model and of the form, and what is said of what will be, before it is."""
+"""Every state of the model and of the form, and what is announced before it happens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUS = "[data-testid=model-status]"
 
 
 class SlowLoad:
-    """A load that goes on when it is told to, and fails if the model is called "broken"."""
+    """A load that continues when told to, and fails if the model is called "broken"."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -42,7 +42,7 @@ class SlowLoad:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[tuple[str, SlowLoad]]:
-    """An app without a model yet, as it is right after `python app.py`."""
+    """An app without a model yet, as directly after `python app.py`."""
     load = SlowLoad()
     example = Run(make_pair(), kind="example")
     options = {"loaded": LoadedModel(load), "example": example}
@@ -83,7 +83,7 @@ def test_a_failed_load_leaves_the_model_in_use(
     page.wait_for_selector(f"{STATUS}[data-phase=ready]")
     page.click("#model .label-wrap")
     ahead = page.locator("#load-ahead .notice")
-    # First the line may still say what the load before came to.
+    # At first the line may still show the result of the previous load.
     page.wait_for_selector("#load-ahead .notice:has-text('million parameters in float32')")
     load.go_on.clear()
     page.fill("#model-name input", "owner/broken")
@@ -98,7 +98,7 @@ def test_a_failed_load_leaves_the_model_in_use(
     assert "fake" in page.inner_text(STATUS) and "half downloaded" in page.inner_text(STATUS)
     page.wait_for_selector("#load-ahead .notice[data-kind=warn]")
     assert ahead.inner_text().startswith("owner/broken is only half downloaded")
-    assert page.locator(".toast-body").count() == 0  # said once, where one looks
+    assert page.locator(".toast-body").count() == 0  # shown only once, in the line
     assert page.is_enabled("#compare input")  # of the model that is still in use
 
 
@@ -126,7 +126,7 @@ def test_the_first_start_without_an_example(
 
 @pytest.fixture
 def unused(tmp_path: Path) -> Iterator[Site]:
-    """An app in which nothing has run: its forecasts are estimates."""
+    """An app without any finished run, so its forecasts are estimates."""
     example = Run(make_pair(), kind="example")
     made = start_site(tmp_path, ScriptedEngine(), handle=fake_handle(), example=example)
     yield made
@@ -160,7 +160,7 @@ def test_the_forecast_follows_the_form(unused: Site, open_page: Any, photo_file:
 def test_a_change_while_a_forecast_is_on_its_way(
     site: Site, open_page: Any, photo_file: Path
 ) -> None:
-    """The line follows the last change, though the answer to the one before is still awaited."""
+    """The line shows the last change, even if the answer to the previous one is still pending."""
     page = open_page(site.url)
     ready(page)
     upload(page, photo_file)

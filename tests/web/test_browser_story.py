@@ -1,4 +1,4 @@
-"""From a photo to a heatmap, and what can go wrong on the way, with a scripted engine."""
+"""From a photo to a heatmap, and possible errors on the way, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.web.test_browser_view import drawn, ready
 pytestmark = pytest.mark.browser
 
 
-# What the page shows, for the message of a test that waits for something else.
+# The state of the page, for the error message of a test that waits for something else.
 STATE = """() => {
   const inspector = document.querySelector("[data-testid=inspector]");
   const text = (place) => document.querySelector(place)?.innerText;
@@ -62,7 +62,7 @@ def ask(page: Any, prompt: str) -> None:
 
 
 def finished(page: Any, phase: str = "ready") -> str:
-    """Wait until a run is drawn that was not there at the last `ask`; its id."""
+    """Wait until a run is drawn that was not there at the last `ask`; returns its id."""
     try:
         page.wait_for_function(
             """phase => { const data = document.querySelector('[data-testid=inspector]')?.dataset;
@@ -90,7 +90,7 @@ def test_photo_to_heatmap(site: Site, open_page: Any, photo_file: Path) -> None:
     assert page.locator("[data-testid=strip-baseline] .token").count() == 3
     assert page.inner_text("[data-testid=question]") == "Who is this?"
     faded = page.locator(".desk").evaluate("e => getComputedStyle(e).opacity")
-    assert float(faded) < 1  # what is below belongs to the run before
+    assert float(faded) < 1  # the part below belongs to the previous run
     site.engine.release()
     assert finished(page) != example
     assert page.locator("[data-testid=strip-baseline] .token").count() == len(WORDS)
@@ -143,7 +143,7 @@ def test_stop_keeps_the_part(site: Site, open_page: Any, photo_file: Path) -> No
     page.click("#stop")
     finished(page, "stopped")
     assert page.inner_text("[data-testid=phase]") == "Stopped"
-    page.wait_for_selector("[data-testid=token-baseline-4]")  # the finished run is drawn anew
+    page.wait_for_selector("[data-testid=token-baseline-4]")  # the finished run is drawn again
     assert page.locator("[data-testid=strip-baseline] .token").count() == 5
     page.click("[data-testid=token-baseline-1]")
     assert "token 1" in page.inner_text("[data-testid=selection]")
@@ -152,7 +152,7 @@ def test_stop_keeps_the_part(site: Site, open_page: Any, photo_file: Path) -> No
 def test_a_click_while_the_server_closes_its_stream_is_answered(
     site: Site, open_page: Any, photo_file: Path
 ) -> None:
-    """Gradio's client alone waits for ever: it takes the stream that just ended for an open one."""
+    """Gradio's client alone would wait for ever: it takes the stream that just ended for open."""
     page = open_page(site.url)
     ready(page)
     ended: list[tuple[Any, Any]] = []

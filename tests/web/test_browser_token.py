@@ -1,4 +1,4 @@
-"""The access token in a browser: the form, the printed link, and what stays in the address."""
+"""The access token in a browser: the form, the printed link, and the address afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspector on the example run: what is drawn is right; choosing asks the server nothing."""
+"""The inspector on the example run: the drawing is right; choices send no request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sinkscope.attention_processor import image_share, patch_map, tokens_looking_at
+from sinkscope.attention_processor import image_share, patch_map, tokens_attending_to
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.web.runs.store import Run, open_run
 from tests.web.conftest import INSPECTOR, Site
@@ -36,7 +36,7 @@ def drawn(page: Any, variant: str = "baseline") -> int:
 
 
 def change(page: Any, test_id: str, value: object) -> None:
-    """Move a slider or choose in a list as a hand does: set it, send `input` and `change`."""
+    """Move a slider or choose in a list like a user: set it, send `input` and `change`."""
     page.locator(f"[data-testid={test_id}]").evaluate(
         """(e, v) => {
           e.value = v;
@@ -280,7 +280,7 @@ def test_a_run_without_a_generic_prompt_says_so(site: Site, open_page: Any) -> N
     site.app.handlers.store.put(run)
     page = open_page(site.url, path=f"#run={run.id}&scale=relative")
     page.wait_for_selector(f"[data-ready='{run.id}']", state="attached")
-    # An old link, from when this was a scale.
+    # An old link, from a version in which this was a scale.
     words = page.inner_text(".words >> nth=0")
     assert words.startswith("not relative, for the run has no generic prompt to compare with: it w")
     assert "instead attention mass per patch · percentile clip" in words
@@ -345,7 +345,7 @@ def test_reverse_look_up(site: Site, example_page: Any) -> None:
     page.mouse.move(box["x"] + 4.5 * cell_w, box["y"] + 5.5 * cell_h, steps=3)
     page.mouse.up()
     cells = [r * 12 + c for r in (3, 4, 5) for c in (2, 3, 4)]
-    best = tokens_looking_at(run.traces["baseline"], cells)[0]
+    best = tokens_attending_to(run.traces["baseline"], cells)[0]
     listed = page.locator("[data-testid=lookup] .looks").first.locator("button").first
     assert listed.inner_text().strip() == best.text.strip()
     assert page.is_enabled("[data-testid=quantity-box]")
@@ -416,7 +416,7 @@ def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
         ready(page)
         view = page.evaluate(f"{INSPECTOR}.view")
         assert [view["method"], view["scale"]] == expected, place
-    # A method that there is not is none that could be drawn.
+    # An unknown method is never drawn.
     assert page.input_value("[data-testid=method]") == "attention"
     assert "attention mass per patch" in page.inner_text("[data-testid=panel-var] .words")
     page = open_page(site.url, path="#t=7-8&l=1-3&h=2-2&combine=max")
@@ -427,7 +427,7 @@ def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
     page.wait_for_function("location.hash.includes('t=4-4')")
 
 
-# What links of each version looked like; a version only ever added keys.
+# Links of each version; a version only ever added keys.
 LINKS = {
     1: "t=1-2&l=0-1&h=2-2&combine=min&scale=log&difference=1",
     2: "t=1-2&l=0-1&h=2-2&combine=min&scale=log&difference=1",
@@ -495,8 +495,8 @@ def test_a_large_run_fetches_single_heads_once(site: Site, open_page: Any) -> No
         np.testing.assert_allclose(
             page.evaluate(shown), values, atol=4e-3 * np.nanmax(values), rtol=0.01
         )
-    # one for the token's heads (which serve every choice of layers and heads), one for the range;
-    # the form is filled meanwhile, by events
+    # one request for the token's heads (they serve every choice of layers and heads), one for the
+    # range; meanwhile the form is filled by events
     assert len([url for url in asked if "component_server" in url]) == 2
 
 

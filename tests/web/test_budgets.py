@@ -1,4 +1,4 @@
-"""The budget of the store counts images, files, and the copies that the page is served."""
+"""The budget of the store counts images, files, and the copies served to the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from sinkscope.config import AppSettings, ImageLimits, Settings
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import BYTES_A_PIXEL, Run, RunStore, open_run, save_run
@@ -48,7 +48,7 @@ def test_twelve_runs_of_large_photos_stay_within_memory_and_disk(
     store = RunStore(runs, memory, disk)
     handlers = Handlers(settings, loaded, store, ScriptedEngine().engine())
     with gr.Blocks():
-        handlers.component = drawn("inspector", None)
+        handlers.component = html_component("inspector", None)
     try:
         for number in range(RUNS):
             photo = uploads / f"{number}.png"
@@ -79,7 +79,7 @@ def test_an_image_counts_once_however_many_answers_have_it(tmp_path: Path) -> No
 
 def test_images_drive_older_runs_out_of_memory(tmp_path: Path) -> None:
     runs = [Run({"baseline": make_trace(image=noise(n), seed=n)}) for n in range(3)]
-    store = RunStore(tmp_path, runs[0].nbytes * 3 + 1_000_000)  # all tensors would fit
+    store = RunStore(tmp_path, runs[0].nbytes * 3 + 1_000_000)  # enough for all tensors
     for run in runs:
         store.put(run)
     assert list(store._runs) == [runs[-1].id]

@@ -1,4 +1,4 @@
-"""Whether tokens are chosen as set here or as the checkpoint says: the page's control and words."""
+"""Whether tokens are chosen by the page's settings or the checkpoint's: control and texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sinkscope.web.explore.events import generating
 from sinkscope.web.explore.form import build_form
 from sinkscope.web.explore.handlers import Handlers, RunFunctions
 from sinkscope.web.explore.model_events import checkpoint_notice, choosing_decoding
-from sinkscope.web.runs.inspector import drawn, facts_of
+from sinkscope.web.runs.inspector import facts_of, html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.standalone import build_standalone
@@ -60,8 +60,8 @@ def test_what_cannot_be_followed_is_said_before_it_is_tried() -> None:
     assert "It cannot be followed: temperature is 'hot'; allowed" in said["text"]
     assert said["text"].endswith("And 2 more. A note.")
     assert checkpoint_notice(handle, "ours")["kind"] == "quiet"
-    damaged = checkpoint_notice(handle_with(GenerationFile("It is no JSON.")), "ours")
-    assert damaged["text"].endswith("greedy decoding. It cannot be followed: It is no JSON.")
+    damaged = checkpoint_notice(handle_with(GenerationFile("It is not JSON.")), "ours")
+    assert damaged["text"].endswith("greedy decoding. It cannot be followed: It is not JSON.")
 
 
 def test_controls_that_have_no_effect_cannot_be_moved() -> None:
@@ -91,7 +91,7 @@ def test_the_page_does_not_read_what_it_shows_as_unused(tmp_path: Path) -> None:
     loaded.use(fake_handle())
     handlers = Handlers(Settings(), loaded, RunStore(tmp_path, 10**8), RunFunctions(generate))
     with gr.Blocks():
-        handlers.component = drawn("inspector", None)
+        handlers.component = html_component("inspector", None)
     picture = tmp_path / "photo.png"
     Image.new("RGB", (60, 40)).save(picture)
     press: Callable[..., Any] = generating(handlers)

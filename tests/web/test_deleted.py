@@ -1,4 +1,4 @@
-"""Deleted is deleted: what is served of a run goes with it, and nothing outlives the app."""
+"""Deleting is complete: served files of a run are removed with it, and none outlive the app."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.temporary import remove_abandoned
 from tests.web.conftest import Site, start_site
@@ -42,7 +42,7 @@ def status_of(url: str) -> int:
 
 
 def addresses(site: Site, run: Run) -> list[str]:
-    """Of all that the page and the API make of a run."""
+    """Served files of everything that the page and the API make from a run."""
     handlers = site.app.handlers
     value = handlers.value_of(run)
     made = [value["data"]["url"], *(image["url"] for image in value["images"])]
@@ -61,7 +61,7 @@ def test_the_addresses_of_a_deleted_run_are_gone(kept: Site) -> None:
     run, other = put(kept, "first"), put(kept, "second")
     mine, theirs = addresses(kept, run), addresses(kept, other)
     assert {status_of(url) for url in mine + theirs} == {200}
-    assert set(mine) & set(theirs)  # the image: it is the other run's too
+    assert set(mine) & set(theirs)  # the image: it also belongs to the other run
     kept.app.handlers.forget_run({"run": run.id})
     assert {status_of(url) for url in set(mine) - set(theirs)} <= {403, 404}
     assert {status_of(url) for url in theirs} == {200}
@@ -92,7 +92,7 @@ def test_an_export_of_the_api_goes_with_its_run(kept: Site) -> None:
 
 
 def test_a_run_that_falls_out_of_the_budget_takes_its_copies(tmp_path: Path) -> None:
-    store = RunStore(tmp_path / "runs", 1, 1)  # no more than the run at hand
+    store = RunStore(tmp_path / "runs", 1, 1)  # room for only the current run
     copies = []
     for n in range(3):
         run = Run(make_pair())
@@ -116,12 +116,12 @@ def test_copies_that_are_made_too_late_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_two_runs_together_goes_with_either(tmp_path: Path) -> None:
-    copies, path = Copies(), tmp_path / "pair.html"
+    copies, path = ServedFiles(), tmp_path / "pair.html"
     path.write_bytes(b"x")
     copies.add(("a", "b"), [path])
     copies.add(("c",), [path])
     copies.drop("a")
-    assert path.exists()  # c's alone by now
+    assert path.exists()  # now used only by c
     copies.drop("c")
     assert not path.exists()
 

@@ -1,4 +1,4 @@
-"""Figures and animations from the process that draws: the same files, Stop, and its end."""
+"""Figures and animations from the drawing process: the same files, Stop, and its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.view import View
 from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.job import Stopped
-from sinkscope.web.explore.exporting import Wanted, exporting, make_files, stopping_export
+from sinkscope.web.explore.exporting import ExportRequest, exporting, make_files, stopping_export
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.pairs import pair_of
@@ -37,7 +37,7 @@ from tests.web.synthetic import WORDS, make_pair, make_trace, scene
 
 ROOT = Path(app.__file__).resolve().parent
 VIEW = View(layers=(1, 2), difference=True, method="without_sinks", scale="rank", opacity=0.7)
-LONG = {"kind": "gif", "width": 1920}  # over six times the words: minutes, if nobody stops it
+LONG = {"kind": "gif", "width": 1920}  # six times the words: takes minutes unless stopped
 MANY = WORDS * 6
 
 
@@ -61,7 +61,7 @@ def run(store: RunStore) -> Run:
 
 
 def plain(path: Path) -> bytes:
-    """The file; of an SVG without its ids, which are drawn by lot."""
+    """The file; for an SVG without its ids, which are random."""
     data = path.read_bytes()
     return re.sub(rb"\b[a-z]+[0-9a-f]{10}\b", b"id", data) if path.suffix == ".svg" else data
 
@@ -69,16 +69,16 @@ def plain(path: Path) -> bytes:
 @pytest.mark.parametrize(
     "wanted",
     [
-        Wanted("png", VIEW, first=3, last=5),
-        Wanted("pdf", VIEW, first=3),
-        Wanted("svg", View(each=(0, 3), heads=(1,)), side="var"),
-        Wanted("gif", VIEW, first=2, last=4, window=2, width=320),
-        Wanted("mp4", VIEW, first=2, last=4, width=320),
+        ExportRequest("png", VIEW, first=3, last=5),
+        ExportRequest("pdf", VIEW, first=3),
+        ExportRequest("svg", View(each=(0, 3), heads=(1,)), side="var"),
+        ExportRequest("gif", VIEW, first=2, last=4, window=2, width=320),
+        ExportRequest("mp4", VIEW, first=2, last=4, width=320),
     ],
     ids=lambda wanted: wanted.kind,
 )
 def test_files_are_those_that_would_be_drawn_here(
-    process: DrawingProcess, run: Run, wanted: Wanted, tmp_path: Path
+    process: DrawingProcess, run: Run, wanted: ExportRequest, tmp_path: Path
 ) -> None:
     made = []
     told: dict[str, list[tuple[int, int, str]]] = {"here": [], "there": []}
@@ -101,7 +101,7 @@ def test_a_run_without_files_and_a_pair_are_drawn(
     pair = pair_of((run, "baseline"), (memory, "baseline"), ("One", "Two"))
     assert store.file_of(run.traces["var"]) and not store.file_of(memory.first)
     for one in (memory, pair):
-        wanted = Wanted("png", View(layers=(2,)))
+        wanted = ExportRequest("png", View(layers=(2,)))
         (here,) = make_files(one, wanted, tmp_path)
         drawn = here.read_bytes()
         (there,) = make_files(one, wanted, tmp_path, drawn_by=process)
@@ -110,10 +110,10 @@ def test_a_run_without_files_and_a_pair_are_drawn(
 
 def test_mistakes_are_the_same_sentences(process: DrawingProcess, run: Run, tmp_path: Path) -> None:
     for wanted in (
-        Wanted("gif", width=5000),
-        Wanted("gif", window=99),
-        Wanted("pdf", View(layers=(9,))),
-        Wanted("pdf", last=10**6),
+        ExportRequest("gif", width=5000),
+        ExportRequest("gif", window=99),
+        ExportRequest("pdf", View(layers=(9,))),
+        ExportRequest("pdf", last=10**6),
     ):
         said = []
         for options in ({}, {"drawn_by": process}):
@@ -122,7 +122,7 @@ def test_mistakes_are_the_same_sentences(process: DrawingProcess, run: Run, tmp_
             said.append(str(refused.value))
         assert said[0] == said[1]
     with pytest.raises(FileNotFoundError):
-        make_files(run, Wanted("png"), tmp_path / "none", drawn_by=process)
+        make_files(run, ExportRequest("png"), tmp_path / "none", drawn_by=process)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,7 +135,7 @@ def test_a_run_whose_files_are_gone_is_said_without_their_place(
     assert path is not None
     path.unlink()
     with pytest.raises(ValueError, match="no longer on the server") as said:
-        make_files(lost, Wanted("png"), tmp_path, drawn_by=process)
+        make_files(lost, ExportRequest("png"), tmp_path, drawn_by=process)
     assert str(path.parent) not in str(said.value)
 
 
@@ -151,7 +151,7 @@ def test_stop_ends_an_animation_and_leaves_nothing(
     with pytest.raises(Stopped, match="of 27 frames"):
         make_files(
             run,
-            Wanted("gif", VIEW, width=1920),
+            ExportRequest("gif", VIEW, width=1920),
             tmp_path,
             lambda done, *_: done == 2 and stop.set(),
             stop,
@@ -165,7 +165,7 @@ def test_stop_ends_an_animation_and_leaves_nothing(
 
 @pytest.fixture(scope="module")
 def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
-    """Of a site of its own, so that others' process is left alone."""
+    """On a site of its own, so that the process of other tests is not affected."""
     folder = tmp_path_factory.mktemp("cache")
     example = Run(make_pair(MANY), kind="example")
     made = start_site(folder, ScriptedEngine(), handle=fake_handle(), example=example)
@@ -175,7 +175,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
 
 
 def asking(handlers: Handlers, session: str, **question: Any) -> Iterator[dict[str, Any]]:
-    """The values that a session's page is told."""
+    """The values that a session's page receives."""
     assert handlers.component is not None
     run = handlers.component.value["run"]
     data = {"ask": session, "run": run, "view": {"difference": True}, **question}
@@ -189,7 +189,7 @@ def until_a_frame(values: Iterator[dict[str, Any]]) -> None:
 
 
 def test_two_sessions_draw_at_once_and_stop_their_own(handlers: Handlers) -> None:
-    """A figure does not wait for the animation of somebody else."""
+    """A figure does not wait for another user's animation."""
     mine = asking(handlers, "mine", **LONG)
     until_a_frame(mine)
     *_, yours = asking(handlers, "yours", kind="png")
@@ -223,8 +223,8 @@ def test_a_killed_process_is_one_sentence_and_the_next_file_is_made(handlers: Ha
 def test_it_ends_with_the_app(tmp_path: Path) -> None:
     example = Run(make_pair(), kind="example")
     made = start_site(tmp_path, ScriptedEngine(), handle=fake_handle(), example=example)
-    assert made.app.handlers.drawing.helper.pid is None  # nobody has wanted a file
-    made.app.handlers.draw_ahead({})
+    assert made.app.handlers.drawing.helper.pid is None  # no file was requested yet
+    made.app.handlers.start_drawing({})
     pid = made.app.handlers.drawing.helper.pid
     assert pid is not None and alive(pid)
     made.app.blocks.close(verbose=False)
@@ -257,7 +257,7 @@ def test_it_ends_with_the_script_of_the_app(tmp_path: Path) -> None:
         inspector = next(p["id"] for p in parts if p["props"].get("elem_id") == "inspector")
         ask = {
             "component_id": inspector,
-            "fn_name": "draw_ahead",
+            "fn_name": "start_drawing",
             "data": {},
             "session_hash": "one",
         }

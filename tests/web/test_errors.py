@@ -1,4 +1,4 @@
-"""No bare 500, no server that lives on and answers nothing; and what `/health` says of both."""
+"""No bare 500, no server that runs but does not answer; and what `/health` reports about both."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_is_unknown_is_said(broken: Site, path: str, body: Any) -> None:
 
 
 def answer(app: Any) -> list[Any]:
-    """The messages that `SpokenErrors` lets out of an app."""
+    """The messages that an app sends through `SpokenErrors`."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -194,7 +194,8 @@ def test_health(broken: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dead_queue_is_seen(broken: Site) -> None:
-    """Gradio's task is known by its name; should that change, this fails and not the watch."""
+    """Gradio's task is found by its name; if the name changes, this test fails, not the
+    watchdog."""
     app = broken.app
     health = Health(app.loaded, app.handlers.runner, app.handlers.store)
 

@@ -1,4 +1,4 @@
-"""What the generators behind Run and Go on in the Evaluate tab give, with scripted answers."""
+"""Values of the generators behind Run and Go on in the Evaluate tab, with scripted answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import EvaluateRequest
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, LONGEST_SECONDS, MOST_RUNS, EvaluateStore
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from tests.evaluation.scripted import Scripted
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelHandle:
 
 
 def answers(work: Work) -> Sequence[str]:
-    """The first method knows "what", the second "where" as well, the third nothing."""
+    """The first method can answer "what", the second also "where", the third nothing."""
     pixels = [picture().tobytes() for picture in work.pictures]
     for question in TASK.read(None):
         if question.text == work.prompt and question.pictures[0]().tobytes() in pixels:
@@ -80,14 +80,14 @@ def make(tmp_path: Path, model: ModelHandle, monkeypatch: pytest.MonkeyPatch) ->
         scripted = partial(evaluate, engine=Scripted(script))
         made = EvaluateHandlers(settings, loaded, Runner(2), answer or scripted)
         with gr.Blocks():
-            made.component = drawn("evaluate", None)
+            made.component = html_component("evaluate", None)
         return made
 
     return build
 
 
 def drain(values: Any) -> list[Any]:
-    """All values; the error that ends them is left out, for the last value says it too."""
+    """All values; the error that ends them is left out, because the last value contains it."""
     made: list[Any] = []
     try:
         made.extend(values)
@@ -121,7 +121,7 @@ def test_from_run_to_questions(make: Make, tmp_path: Path) -> None:
     assert (first["method"], first["against"]) == ("var", "default")
     where = kinds.count("where")
     assert (first["fixed"], first["broken"], first["same"]) == (where, 0, 14 - where)
-    # The report's own words, with what such a sample can show where nothing is shown.
+    # The report's own words, including what such a sample can show when nothing is found.
     assert len(header["said"]) == 3
     none = [one["text"] for one in header["said"] if one["kind"] == "none"]
     assert all(text.startswith(("No difference shown", "So the gain")) for text in none)
@@ -140,7 +140,7 @@ def test_from_run_to_questions(make: Make, tmp_path: Path) -> None:
     assert len({one["picture"] for one in header["asked"]}) == len(
         {question.cluster for question, _ in zip(TASK.read(None), range(14), strict=False)}
     )
-    # Only the app's cache folder is written to (and Gradio's, in which files are served).
+    # Only the app's cache folder is written to (and Gradio's, for served files).
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "gradio"]
     run = read_run(handlers.store.find(last["run"]))
     var = {one.name: one.var for one in run.config.methods}
@@ -177,7 +177,7 @@ def test_stop_keeps_the_answers_and_go_on_asks_the_rest(make: Make) -> None:
 
     def stop() -> None:
         assert arrived.wait(20)
-        handlers.stop("another")  # not its run
+        handlers.stop("another")  # not its own run
         handlers.stop("s")
         told.set()
 
@@ -197,7 +197,7 @@ def test_stop_keeps_the_answers_and_go_on_asks_the_rest(make: Make) -> None:
     end = drain(handlers.go_on(last["run"], "another browser with the id"))[-1]
     assert end["phase"] == "ready" and end["run"] == last["run"]
     assert len(opened(end)["asked"]) == 28
-    assert len(asked) - before < 28  # what was there is not asked again
+    assert len(asked) - before < 28  # answered questions are not asked again
 
 
 def test_questions_that_fail_are_named(make: Make) -> None:

@@ -1,4 +1,4 @@
-"""A visitor's own questions in the Evaluate tab: what is taken, what is refused, what is opened."""
+"""A user's own questions in the Evaluate tab: accepted and refused uploads, and opened files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BLUE: dict[str, Any] = {"image": "photos/blue.png", "question": "Which?", "answe
 
 @pytest.fixture
 def upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Picture, ...]]:
-    """Puts files where Gradio puts uploads: rows, and by name what else."""
+    """Puts files where Gradio puts uploads: rows, and other files by name."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
 
     def put(rows: Any, name: str = "mine.jsonl", **others: bytes) -> tuple[Picture, ...]:
@@ -101,7 +101,7 @@ def test_a_table_is_taken_too(upload: Any, tmp_path: Path) -> None:
     ],
 )
 def test_nothing_but_uploads_is_opened(upload: Any, tmp_path: Path, name: str) -> None:
-    """A picture that lies on the machine is not among the uploads, however it is named."""
+    """A picture on the server is not among the uploads, whatever its name."""
     secret = tmp_path / "secret.png"
     secret.write_bytes(png("green"))
     files = upload([RED, {**RED, "image": name.format(secret=secret)}])
@@ -129,9 +129,9 @@ def test_a_file_that_is_no_upload_is_refused(upload: Any, tmp_path: Path) -> Non
         ([RED, {**RED, "answer": None}], "Line 2 of mine.jsonl: has no answer"),
         ([{**RED, "image": "green.png"}], "'green.png' is not among the uploaded files"),
         ([{**RED, "choices": ["x", "y"], "answer": "D"}], "allowed: A, B"),
-        ([RED, "text"], "line 2 of mine.jsonl is no object"),
+        ([RED, "text"], "line 2 of mine.jsonl is not an object"),
         ([{"question": "What?", "answer": "x"}] * 5, "(5 rows in all)"),
-        (b'{"image": "red.png", ', "Line 1 of mine.jsonl is no JSON"),
+        (b'{"image": "red.png", ', "Line 1 of mine.jsonl is not JSON"),
         (b"\n\n", "mine.jsonl has no rows."),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_run_over_an_upload(
     assert [one["value"] for one in header["scores"]] == [1.0, 0.0]
     assert [one["text"] for one in header["asked"]] == [row["question"] for row in rows]
     assert all(one["picture"] for one in header["asked"])
-    for file in files:  # what was uploaded may go: the run has a copy
+    for file in files:  # uploads may be removed: the run has a copy
         file.path.unlink()
     again = handlers.open_evaluation({"run": last["run"]})
     assert opened(again)["scores"] == header["scores"]

@@ -1,4 +1,4 @@
-"""The word that the example run is shown at, and the sentence on it, are read off its maps."""
+"""The word at which the example run is shown, and the sentence about it, come from its maps."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ VAR = [(0.1, 0.5, 0.1), (0.2, 0.3, 0.1), (0.25, 0.5, 0.05), (0.4, 0.1, 0.1), (0.
 
 
 def test_the_word_where_var_moves_the_strongest_patch_off_a_sink_to_one_that_stands_out():
-    """At "star" more than at "red"; " a" and "." are no words; at "here" the sink stays ahead."""
+    """At "star" more than at "red"; " a" and "." are not words; at "here" the sink stays ahead."""
     found = what_to_look_at(example(BASELINE, VAR))
     assert found is not None and found[0] == 2
     assert found[1] == (

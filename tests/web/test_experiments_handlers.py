@@ -33,13 +33,13 @@ from sinkscope.web.experiments.request import MINE, ExperimentRequest, samples_o
 from sinkscope.web.experiments.run import GONE, ExperimentsHandlers
 from sinkscope.web.experiments.store import ExperimentResult
 from sinkscope.web.page import build_app
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
 from sinkscope.web.sinks.request import Picture
 from tests.text_models import save_text_model
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
 
@@ -65,20 +65,20 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
         made = ExperimentsHandlers(settings, loaded, Runner(2), engine)
         with gr.Blocks():
-            made.component = drawn("experiments", None)
+            made.component = html_component("experiments", None)
         return made
 
     return build
 
 
 def asked(name: str = "decompose-output", **changes: Any) -> ExperimentRequest:
-    """As the controls say it: every number a float, what is left out an empty text."""
+    """Values as controls give them: every number a float, missing values an empty text."""
     given = {"own": {"layer": 0.0}, "study": {**FEW, "tau": "", "tokens": ""}, "samples": 3.0}
     return ExperimentRequest(name, **{**given, **changes})
 
 
 def drain(handlers: ExperimentsHandlers, request: ExperimentRequest, who: str = "s") -> list[Any]:
-    """All values; of the error that ends them, the last value has the words."""
+    """All values; if an error ends them, the last value contains its text."""
     values: list[Any] = []
     try:
         values.extend(handlers.run(request, who))
@@ -111,7 +111,7 @@ def test_from_the_form_to_files(make: Make) -> None:
     result = kept.result
     assert header["experiment"] == "decompose-output" and len(result.samples) == 3
     assert header["summary"] == list(result.findings.summary) and header["verdict"] is None
-    # What is on the page is what is in the files, and what was computed.
+    # The page shows the same as the files and as the computed result.
     assert Result.open(local(header["files"][1]["url"])) == result
     for shown, table in zip(header["tables"], result.findings.tables, strict=True):
         lines = local(shown["csv"]["url"]).read_text().splitlines()
@@ -222,7 +222,7 @@ def test_a_text_model_reads_one_uploaded_text_file(make: Make, tmp_path: Path) -
     assert any("my prompts.txt has 2 prompts; 3" in note for note in opened(last)["notes"])
     path.write_bytes(b"\xff\xfe\x00")
     message = drain(handlers, asked(**mine))[-1]["message"]
-    assert message.startswith("The prompts my prompts.txt are no UTF-8") and "/" not in message
+    assert message.startswith("The prompts my prompts.txt are not UTF-8") and "/" not in message
     for names in (("a.png",), ("a.txt", "b.txt")):
         mine["pictures"] = tuple(Picture(name, path) for name in names)
         message = drain(handlers, asked(**mine))[-1]["message"]
@@ -232,7 +232,7 @@ def test_a_text_model_reads_one_uploaded_text_file(make: Make, tmp_path: Path) -
 
 
 def test_samples_with_images(make: Make, tmp_path: Path) -> None:
-    """Bundled scenes are the command line's; photos are asked what the form says."""
+    """Bundled scenes are those of the command line; photos are asked the form's prompt."""
     sees, job = SimpleNamespace(family=SimpleNamespace(sees_images=True)), Job()
     limits = ImageLimits()
     bundled = samples_of(asked(samples=6.0), sees, limits, job, opener())  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def test_stop_keeps_nothing_and_says_how_far_it_was(make: Make) -> None:
     def stopping(*args: Any, on_progress: Any, **hooks: Any) -> Any:
         def tell(done: int, total: int, text: str) -> None:
             if done == 4:
-                handlers.stop("another")  # nobody else's
+                handlers.stop("another")  # not its own
                 assert not hooks["stop"].is_set()
                 handlers.stop("s")
             on_progress(done, total, text)
@@ -271,7 +271,7 @@ def test_stop_keeps_nothing_and_says_how_far_it_was(make: Make) -> None:
     assert last["message"].startswith("Stopped after 4 of 6 steps")
     assert handlers.open_experiment({"run": last["run"]}) == {"error": GONE}
     assert handlers.runner.under_way == ()
-    with handlers.runner.line.place():  # somebody's answer is being made
+    with handlers.runner.line.place():  # another user's answer is being generated
         run = handlers.run(asked(), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")
@@ -339,6 +339,23 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
     assert handlers.open_experiment({"run": value["run"]}) == value
     assert handlers.compare_experiments({"a": one["run"], "b": other["run"]}) is value
     assert handlers.runner.under_way == ()
+
+
+@pytest.mark.parametrize("deleted", ["one", "other", "both"])
+def test_a_comparison_goes_with_a_result_that_it_shows(make: Make, deleted: str) -> None:
+    handlers = make()
+    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    both = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
+    with_itself = handlers.compare_experiments({"a": other["run"], "b": other["run"]})
+    values = {"one": one, "other": other, "both": both}
+    handlers.forget_experiment({"run": values[deleted]["run"]})
+    gone = {deleted, "both"}
+    for name, value in values.items():
+        answer = handlers.open_experiment({"run": value["run"]})
+        assert answer == ({"error": GONE} if name in gone else value)
+        assert local(value["data"]["url"]).exists() != (name in gone)
+    kept = handlers.open_experiment({"run": with_itself["run"]})
+    assert kept == ({"error": GONE} if deleted == "other" else with_itself)
 
 
 def test_what_cannot_be_set_side_by_side_is_said(make: Make) -> None:

@@ -1,4 +1,4 @@
-"""The Experiments tab without a model: controls, what is sent of a result, what is said before."""
+"""The Experiments tab without a model: controls, the data of a result, texts before a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from sinkscope.experiments.catalogue import EXPERIMENTS
 from sinkscope.experiments.result import Chart, Findings, Result, Series, Table, Verdict
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.setting import REQUIRED, offered
+from sinkscope.setting import REQUIRED, user_settings
 from sinkscope.web.components.assets import read_static
-from sinkscope.web.components.controls import box, said_by
-from sinkscope.web.experiments.ahead import ahead_of
+from sinkscope.web.components.controls import box, control_value
+from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.payload import MOST_ROWS, build_experiment_payload
-from sinkscope.web.experiments.tab import _of, choosing, picking
+from sinkscope.web.experiments.tab import _values_of, choosing, picking
 from sinkscope.web.runs.loaded_model import LoadState
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
@@ -28,25 +28,25 @@ CLASSES = [StudySettings, *(row.settings for row in EXPERIMENTS)]
 def test_a_form_that_nobody_touched_says_the_defaults(cls: type[Any]) -> None:
     said = {}
     with gr.Blocks():
-        for one in offered(cls):
+        for one in user_settings(cls):
             component: Any = box(one, 0 if one.default is REQUIRED else None)
             sent = component.postprocess(component.value)
             sent = "" if isinstance(component, gr.Textbox) and sent is None else sent
-            said[one.field] = said_by(one, component.preprocess(sent))
-    needed = {one.field: 0 for one in offered(cls) if one.default is REQUIRED}
+            said[one.field] = control_value(one, component.preprocess(sent))
+    needed = {one.field: 0 for one in user_settings(cls) if one.default is REQUIRED}
     assert cls(**said) == cls(**needed)
 
 
 def test_numbers_that_may_be_left_out_are_read_from_text() -> None:
     tau, top = (
-        next(one for row in CLASSES for one in offered(row) if one.name == name)
+        next(one for row in CLASSES for one in user_settings(row) if one.name == name)
         for name in ("tau", "top")
     )
-    assert said_by(tau, " 4.5 ") == 4.5 and said_by(tau, " ") is None
-    assert said_by(top, "3") == 3 and isinstance(said_by(top, "3"), int)
+    assert control_value(tau, " 4.5 ") == 4.5 and control_value(tau, " ") is None
+    assert control_value(top, "3") == 3 and isinstance(control_value(top, "3"), int)
     for text in ("3.5", "inf", "x", "1e999"):
         with pytest.raises(ValueError, match="top is "):
-            said_by(top, text)
+            control_value(top, text)
 
 
 def made(verdict: Verdict | None, rows: int = 2) -> Result:
@@ -110,7 +110,7 @@ def test_tables_figures_and_where_they_come_from() -> None:
     assert len(first["rows"]) == MOST_ROWS and first["left"].startswith("3 more rows")
     assert first["csv"] == {"name": "t.csv", "url": "u"}
     assert bare["columns"] == ["k", "x_low"] and bare["rows"] == [["–", "–"]]
-    assert header["files"] == [{"name": "s.zip", "url": "z"}]  # what there is
+    assert header["files"] == [{"name": "s.zip", "url": "z"}]  # the given files
     assert header["figures"][0]["alt"] == "C. Lines of share over layer: plain."
     facts = dict(header["facts"])
     assert facts["Settings"] == "layers 0,2; top left out; on true"
@@ -120,7 +120,7 @@ def test_tables_figures_and_where_they_come_from() -> None:
 
 def test_before_a_run_it_is_said_how_sinks_are_known() -> None:
     def words(handle: Any, name: str = "scan", source: str = "Bundled") -> tuple[str, str]:
-        said = ahead_of(LoadState("ready", "x", working=handle), name, source)
+        said = estimate_text(LoadState("ready", "x", working=handle), name, source)
         return said["kind"], said["text"]
 
     assert words(fake_handle()) == (
@@ -131,13 +131,13 @@ def test_before_a_run_it_is_said_how_sinks_are_known() -> None:
     text = fake_handle(profile=False)
     text.family = SimpleNamespace(sees_images=False)
     kind, said = words(text)
-    assert kind == "quiet" and "A text model: the first token stands for the sink" in said
+    assert kind == "quiet" and "A text model: the first token counts as the sink" in said
     assert "Upload a .txt file" in words(text, source="My own")[1]
     kind, said = words(text, "vision-or-text")
     assert kind == "warn" and said.startswith("fake is a text model and sees no images;")
-    assert ahead_of(LoadState(), "scan", "Bundled")["text"].startswith("No model is loaded.")
+    assert estimate_text(LoadState(), "scan", "Bundled")["text"].startswith("No model is loaded.")
     loading = LoadState("loading", "x", "Loading the weights")
-    assert "still loading" in ahead_of(loading, "scan", "Bundled")["text"]
+    assert "still loading" in estimate_text(loading, "scan", "Bundled")["text"]
 
 
 def test_choosing_an_experiment() -> None:
@@ -155,7 +155,7 @@ def test_choosing_an_experiment() -> None:
     ):
         found = picking(SimpleNamespace(_data=data))  # type: ignore[arg-type]
         assert found == name or (name is None and isinstance(found, dict))
-    assert _of({"scan/a": 1, "scan-2/a": 2, "study/a": 3}, "scan") == {"a": 1}
+    assert _values_of({"scan/a": 1, "scan-2/a": 2, "study/a": 3}, "scan") == {"a": 1}
 
 
 def test_texts_never_become_part_of_a_template() -> None:

@@ -1,4 +1,4 @@
-"""What methods gave, kept beside a run's files, and drawn from there without a model."""
+"""Methods' maps, stored with a run's files, and drawn from there without a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sinkscope.drawing.view import View
 from sinkscope.drawing.view_figure import view_figure
 from sinkscope.methods.base import MapStack
 from sinkscope.methods.explain import method_of
-from sinkscope.methods.given import Given, GivenMaps
+from sinkscope.methods.precomputed import PrecomputedMaps, PrecomputedStack
 from sinkscope.methods.stack_file import open_stack, save_stack
-from sinkscope.web.explore.exporting import Wanted, make_files, with_kept
+from sinkscope.web.explore.exporting import ExportRequest, make_files, with_kept
 from sinkscope.web.runs.drawing_process import DrawingProcess
-from sinkscope.web.runs.explained_store import PATTERN, ExplainedStore, Kept, _file
+from sinkscope.web.runs.explained_store import PATTERN, ExplainedStore, StoredMaps, _file
 from sinkscope.web.runs.store import Run, RunStore
 from tests.web.synthetic import make_pair
 
@@ -78,7 +78,7 @@ def test_results_outlive_the_app_and_go_with_the_run(run: Run, tmp_path: Path) -
     runs = RunStore(tmp_path, 10**8)
     runs.put(run)
     stack = stack_of(run)
-    ExplainedStore(runs).put(key(run), Kept(stack, seconds=1.5))
+    ExplainedStore(runs).put(key(run), StoredMaps(stack, seconds=1.5))
     again = ExplainedStore(RunStore(tmp_path, 10**8))
     found = again.get(key(run), run.first)
     assert found is not None and found.stack is not None and found.seconds == 1.5
@@ -87,7 +87,7 @@ def test_results_outlive_the_app_and_go_with_the_run(run: Run, tmp_path: Path) -
     assert again.get(key(run, method="rollout"), run.first) is None
     runs.delete(run.id)
     assert not (tmp_path / run.id).exists()
-    ExplainedStore(runs).put(key(run), Kept(stack))  # a job that ends later brings nothing back
+    ExplainedStore(runs).put(key(run), StoredMaps(stack))  # a job that ends later stores nothing
     assert not (tmp_path / run.id).exists()
     assert ExplainedStore(runs).get(key(run), run.first) is None
 
@@ -96,37 +96,37 @@ def test_a_run_without_files_keeps_them_in_memory(run: Run, tmp_path: Path) -> N
     runs = RunStore(tmp_path, 10**8)
     runs.put(run, keep_on_disk=False)
     store = ExplainedStore(runs)
-    store.put(key(run), Kept(stack_of(run)))
-    store.put(("x:a~y:b", "a", (1,), "chefer"), Kept(stack_of(run)))
+    store.put(key(run), StoredMaps(stack_of(run)))
+    store.put(("x:a~y:b", "a", (1,), "chefer"), StoredMaps(stack_of(run)))
     assert store.get(key(run), run.first) is not None and list(tmp_path.iterdir()) == []
 
 
 def test_the_files_of_a_run_are_bounded_and_count(run: Run, tmp_path: Path) -> None:
     runs = RunStore(tmp_path, 10**8)
     runs.put(run)
-    size = Kept(stack_of(run)).nbytes
+    size = StoredMaps(stack_of(run)).nbytes
     save_stack(stack_of(run), tmp_path / "one.npz")
     file = (tmp_path / "one.npz").stat().st_size
     store = ExplainedStore(runs, beside=2 * file + size)
     for token in range(6):
-        store.put(key(run, token), Kept(stack_of(run, seed=token)))
+        store.put(key(run, token), StoredMaps(stack_of(run, seed=token)))
     kept = ExplainedStore(runs)
     assert [kept.get(key(run, k), run.first) is not None for k in range(6)][-1]
     assert 2 <= len(files_of(tmp_path, run)) <= 3
-    ExplainedStore(runs, beside=size - 1).put(key(run, 9), Kept(stack_of(run)))
-    assert ExplainedStore(runs).get(key(run, 9), run.first) is None  # larger than all of its room
-    # They count in the store's budget: the older run goes when the newer one's maps are written.
+    ExplainedStore(runs, beside=size - 1).put(key(run, 9), StoredMaps(stack_of(run)))
+    assert ExplainedStore(runs).get(key(run, 9), run.first) is None  # larger than the whole budget
+    # They count in the store's budget: writing the newer run's maps removes the older run.
     small = RunStore(tmp_path, 10**8, disk_bytes=1)
     newer = Run(make_pair())
     RunStore(tmp_path, 10**8).put(newer)
-    ExplainedStore(small).put(key(newer), Kept(stack_of(newer)))
+    ExplainedStore(small).put(key(newer), StoredMaps(stack_of(newer)))
     assert not (tmp_path / run.id).exists() and (tmp_path / newer.id).exists()
 
 
 def test_a_damaged_file_is_as_if_it_were_not_there(run: Run, tmp_path: Path) -> None:
     runs = RunStore(tmp_path, 10**8)
     runs.put(run)
-    ExplainedStore(runs).put(key(run), Kept(stack_of(run)))
+    ExplainedStore(runs).put(key(run), StoredMaps(stack_of(run)))
     (path,) = files_of(tmp_path, run)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -143,9 +143,11 @@ def test_a_figure_is_drawn_of_what_is_kept(run: Run, tmp_path: Path) -> None:
     runs.put(run)
     kept = ExplainedStore(runs)
     for side, seed in (("baseline", 0), ("var", 1)):
-        found = Kept(stack_of(run, side, seed))
+        found = StoredMaps(stack_of(run, side, seed))
         kept.put((run.id, side, (1,), "chefer"), found)
-    wanted = Wanted("png", View(method="chefer", layers=(1,), whole_answer=True), first=1, last=1)
+    wanted = ExportRequest(
+        "png", View(method="chefer", layers=(1,), whole_answer=True), first=1, last=1
+    )
     (here,) = make_files(run, wanted, tmp_path, kept=kept)
     drawn = here.read_bytes()
     process = DrawingProcess(runs.file_of)
@@ -165,22 +167,22 @@ def test_a_figure_is_drawn_of_what_is_kept(run: Run, tmp_path: Path) -> None:
 
 def test_what_was_not_computed_is_refused_by_name(run: Run, tmp_path: Path) -> None:
     kept = ExplainedStore()
-    kept.put(key(run), Kept(stack_of(run)))
+    kept.put(key(run), StoredMaps(stack_of(run)))
     view = View(method="chefer")
     with pytest.raises(ValueError, match="chefer is not possible for VAR: the run was made with"):
-        make_files(run, Wanted("pdf", view, first=1), tmp_path, kept=kept)
-    make_files(run, Wanted("png", view, side="baseline", first=1), tmp_path, kept=kept)
+        make_files(run, ExportRequest("pdf", view, first=1), tmp_path, kept=kept)
+    make_files(run, ExportRequest("png", view, side="baseline", first=1), tmp_path, kept=kept)
     with pytest.raises(ValueError, match="chefer is not computed for this word"):
-        make_files(run, Wanted("png", view, side="baseline", first=2), tmp_path, kept=kept)
+        make_files(run, ExportRequest("png", view, side="baseline", first=2), tmp_path, kept=kept)
     with pytest.raises(ValueError, match="An animation needs the maps of every word"):
-        make_files(run, Wanted("gif", view, first=1), tmp_path, kept=kept)
+        make_files(run, ExportRequest("gif", view, first=1), tmp_path, kept=kept)
     plain = View(method="relative")
-    assert with_kept(run, Wanted("png", plain), plain, kept) is plain
+    assert with_kept(run, ExportRequest("png", plain), plain, kept) is plain
 
 
 def test_other_words_than_those_given_need_the_model(run: Run) -> None:
     trace = run.first
-    maps = GivenMaps(method_of("chefer"), (Given(trace, (1,), stack_of(run)),))
+    maps = PrecomputedMaps(method_of("chefer"), (PrecomputedStack(trace, (1,), stack_of(run)),))
     view = View(method=maps)
     text = " ".join(one.get_text() for one in view_figure(trace, 1, view).texts)
     assert "One map of all layers and heads together." in text and "arXiv 2103.15679" in text

@@ -1,4 +1,4 @@
-"""The page's methods that read the model, without a browser: asked, streamed, kept, stopped."""
+"""The page's methods that read the model, without a browser: request, stream, store, stop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.passes import passes_of
 from sinkscope.models.loading import ModelHandle
-from sinkscope.web.explore.explaining import EXPLAIN, STALE, Explaining, read_asked
+from sinkscope.web.explore.explaining import EXPLAIN, STALE, Explaining, read_explain_request
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.runs.explained_store import ExplainedStore, Kept
+from sinkscope.web.runs.explained_store import ExplainedStore, StoredMaps
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run
 
@@ -112,12 +112,12 @@ def test_what_no_page_sends(
 
 
 def test_the_store_has_a_limit(run: Run) -> None:
-    asked = read_asked(asking(run), run)
+    asked = read_explain_request(asking(run), run)
     assert [one.name for one in asked.methods] == [one.name for one in METHODS]
     store = ExplainedStore(most=1000)
     for k in range(5):
-        store.put(("r", "baseline", (k,), "x"), Kept(None, "why"))
+        store.put(("r", "baseline", (k,), "x"), StoredMaps(None, "why"))
     kept = [k for k in range(5) if store.get(("r", "baseline", (k,), "x"))]
     assert kept == [2, 3, 4]
-    store.put(("r", "baseline", (4,), "x"), Kept(None, "again"))
+    store.put(("r", "baseline", (4,), "x"), StoredMaps(None, "again"))
     assert store.get(("r", "baseline", (3,), "x")) is not None

@@ -1,4 +1,4 @@
-"""Files of a run: what the inspector asks for becomes the right file, or a sentence."""
+"""Files of a run: a request of the inspector gives the right file, or a sentence."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
 from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.web.explore.exporting import (
-    Wanted,
+    ExportRequest,
     exporting,
     idle,
     make_files,
-    read_wanted,
+    read_export_request,
     sides_of_view,
     stopping_export,
 )
@@ -51,7 +51,7 @@ def endless(
     stop: threading.Event,
     told: Callable[[], object] = lambda: None,
 ) -> None:
-    """In place of what draws: more frames than anybody waits for."""
+    """Replaces the drawing: more frames than anybody would wait for."""
     for frame in range(1, 10_000):
         on_progress(frame, 10_000, f"Frame {frame} of 10000")
         told()
@@ -67,7 +67,7 @@ def run(site: Site) -> Run:
 
 
 def test_an_animation_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
-    wanted = Wanted("gif", first=1, last=4, width=320)
+    wanted = ExportRequest("gif", first=1, last=4, width=320)
     told: list[tuple[int, int, str]] = []
     (path,) = make_files(run, wanted, tmp_path, lambda *at: told.append(at))
     assert told == [(k, 4, f"Frame {k} of 4") for k in range(1, 5)]
@@ -77,7 +77,7 @@ def test_an_animation_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
 
 def test_a_stopped_animation_leaves_nothing(site: Site, run: Run, tmp_path: Path) -> None:
     stop = threading.Event()
-    wanted = Wanted("gif", first=1, last=4, width=320)
+    wanted = ExportRequest("gif", first=1, last=4, width=320)
     with pytest.raises(Stopped, match="after 2 of 4 frames"):
         make_files(run, wanted, tmp_path, lambda done, *_: done == 2 and stop.set(), stop)
     assert list(tmp_path.iterdir()) == []
@@ -162,15 +162,15 @@ def test_each_side_has_its_own_tokens_where_the_page_gave_it_a_choice(
     run: Run, tmp_path: Path
 ) -> None:
     ask = {"kind": "png", "view": VIEW, "first": 3, "last": 3, "own": [22, 23]}
-    wanted = read_wanted(ask)
-    assert (wanted.first, wanted.last, wanted.own) == (3, 3, (22, 23))
+    wanted = read_export_request(ask)
+    assert (wanted.first, wanted.last, wanted.second_tokens) == (3, 3, (22, 23))
     seen: list[Drawing] = []
     make_files(run, wanted, tmp_path, drawn_by=lambda sides, drawing, *rest: seen.append(drawing))
-    again = Drawing.of(json.loads(json.dumps(seen[0].values())))  # as another process is told
-    assert again == seen[0] and again.own == (22, 23)
+    again = Drawing.of(json.loads(json.dumps(seen[0].values())))  # as sent to another process
+    assert again == seen[0] and again.second_tokens == (22, 23)
     for broken in ([1], [1, 2, 3], ["1", 2], 7, [True, 2]):
         with pytest.raises(ValueError, match="cannot be exported"):
-            read_wanted({**ask, "own": broken})
+            read_export_request({**ask, "own": broken})
 
 
 def test_what_an_older_page_asks_for_is_understood() -> None:
@@ -179,15 +179,15 @@ def test_what_an_older_page_asks_for_is_understood() -> None:
         ({"scale": "relative"}, "relative", "percentile"),
         ({"scale": "log", "method": "relative"}, "relative", "log"),
     ):
-        view = read_wanted({"kind": "pdf", "view": given}).view
+        view = read_export_request({"kind": "pdf", "view": given}).view
         assert (view.method, view.scale) == (method, scale)
     with pytest.raises(ValueError, match="method is 'magic'; allowed: attention, relative"):
-        read_wanted({"kind": "pdf", "view": {"method": "magic"}})
+        read_export_request({"kind": "pdf", "view": {"method": "magic"}})
 
 
 def test_sides_and_difference() -> None:
     run = Run(make_pair())
-    both = read_wanted({"kind": "pdf", "view": {**VIEW, "difference": True}})
+    both = read_export_request({"kind": "pdf", "view": {**VIEW, "difference": True}})
     sides, view = sides_of_view(run, both)
     assert list(sides) == ["Baseline", "VAR"] and view.difference and view.layers == (1, 2)
     one, view = sides_of_view(run, dataclasses.replace(both, side="var"))
@@ -222,7 +222,7 @@ def test_a_figure_has_the_scale_of_the_screen(
     run = site.app.handlers.store.get(example_page.evaluate(f"{INSPECTOR}.run.id"))
     assert run is not None
     view = View(method=method, scale=scale, layers=(1, 2, 3), difference=True)  # type: ignore[arg-type]
-    sides, view = sides_of_view(run, Wanted("pdf", view))
+    sides, view = sides_of_view(run, ExportRequest("pdf", view))
     painter = Painter([make_side(n, t) for n, t in sides.items()], view, 60, idle=idle(run))
     chosen = {"t0": 8, "t1": 9, "l0": 1, "l1": 3, "scale": scale, "difference": True}
     chosen["method"] = method

@@ -1,4 +1,4 @@
-"""What the page says before a run and before a load."""
+"""Texts on the page before a run and before a load."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def make(**options: Any) -> tuple[Forecaster, LoadedModel]:
 
 def test_a_run(photo_path: str) -> None:
     made, _ = make()
-    said = made.of_run(Request(photo_path, "Hello", said={"max_new_tokens": 20}))
+    said = made.of_run(Request(photo_path, "Hello", values={"max_new_tokens": 20}))
     assert (
         said["text"] == "6 vision tokens · up to 20 kB of attention · up to about 2.0 s (estimate)"
     )
     assert said["kind"] == "quiet"
-    said = made.of_run(Request(photo_path, "Hello", compare=True, said={"max_new_tokens": 20}))
+    said = made.of_run(Request(photo_path, "Hello", compare=True, values={"max_new_tokens": 20}))
     assert (
         said["text"] == "6 vision tokens · up to 40 kB of attention · up to about 4.0 s (estimate)"
     )
@@ -65,7 +65,7 @@ def test_nothing_to_say_without_image_prompt_or_model(photo_path: str) -> None:
     ("request_", "words"),
     [
         (Request("photo", "heavy"), "What helps: fewer new tokens"),
-        (Request("photo", "Hello", said={"max_new_tokens": 0}), "max_new_tokens is 0"),
+        (Request("photo", "Hello", values={"max_new_tokens": 0}), "max_new_tokens is 0"),
         (Request("/nowhere.png", "Hello"), NO_UPLOAD),
     ],
 )

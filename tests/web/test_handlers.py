@@ -1,4 +1,4 @@
-"""What the generator behind Generate gives, without a browser."""
+"""Values of the generator behind Generate, without a browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sinkscope.attention_processor import patch_map
 from sinkscope.capture.pace import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
 from sinkscope.web.explore.handlers import Handlers, RunFunctions
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request, parse_indices
 from sinkscope.web.runs.store import Run, RunStore
@@ -44,7 +44,7 @@ def handlers(tmp_path: Path, uploads: Path, engine: ScriptedEngine) -> Handlers:
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), queue_size=1))
     made = Handlers(settings, loaded, RunStore(tmp_path, 10**8), engine.engine())
     with gr.Blocks():
-        made.component = drawn("inspector", None)
+        made.component = html_component("inspector", None)
     return made
 
 
@@ -119,7 +119,7 @@ def test_a_full_disk_loses_no_answer(
 def test_what_is_captured_is_the_settings_files_matter(picture: str) -> None:
     start = GenerationSettings(max_new_tokens=9, layers=(1, 3), heads=(0,), reduce_heads=True)
     page = AppSettings(prompt_rows=7, reference=False)
-    asked = Request(picture, "Hello", said={"max_new_tokens": 12.0, "seed": 3.0})
+    asked = Request(picture, "Hello", values={"max_new_tokens": 12.0, "seed": 3.0})
     made = asked.settings(Settings(generation=start, app=page))
     assert made == dataclasses.replace(start, max_new_tokens=12, seed=3, prompt_rows=7)
 
@@ -137,7 +137,7 @@ def test_the_engine_gets_the_settings_files_layers(tmp_path: Path, picture: str)
     start = Settings(generation=GenerationSettings(layers=(1,)))
     made = Handlers(start, loaded, RunStore(tmp_path, 10**8), RunFunctions(generate))
     with gr.Blocks():
-        made.component = drawn("inspector", None)
+        made.component = html_component("inspector", None)
     list(made.generate(Request(picture, "Hello"), "s"))
     assert [settings.layers for settings in seen] == [(1,)]
 
@@ -166,7 +166,7 @@ def test_keys_and_values_are_freed_for_a_model_and_after_a_full_memory(
         Settings(), loaded, RunStore(tmp_path, 10**8), RunFunctions(scripted.generate, compare)
     )
     with gr.Blocks():
-        made.component = drawn("inspector", None)
+        made.component = html_component("inspector", None)
     asked = Request(picture, "Hello", compare=True)
 
     def run() -> None:
@@ -216,21 +216,21 @@ def test_a_finished_run_is_in_the_store(handlers: Handlers, picture: str) -> Non
         ({"image": None}, "no image"),
         ({"prompt": "  "}, "prompt is empty"),
         ({"prompt": None}, "prompt is empty"),
-        ({"said": {"max_new_tokens": float("inf")}}, "max_new_tokens is inf"),
-        ({"said": {"top_k": float("nan")}}, "top_k is nan"),
-        ({"said": {"seed": None}}, "seed is None"),
+        ({"values": {"max_new_tokens": float("inf")}}, "max_new_tokens is inf"),
+        ({"values": {"top_k": float("nan")}}, "top_k is nan"),
+        ({"values": {"seed": None}}, "seed is None"),
         (
-            {"compare": True, "said": {"var_layers": "0-1000," * 40_000}},
+            {"compare": True, "values": {"var_layers": "0-1000," * 40_000}},
             "var_layers is a list of 28",
         ),
-        ({"said": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
-        ({"said": {"temperature": float("nan")}}, "temperature"),
-        ({"said": {"seed": 1.5}}, "seed is 1.5"),
-        ({"compare": True, "said": {"var_layers": "2-x"}}, "var_layers is '2-x'"),
-        ({"compare": True, "said": {"keep": 7.0}}, "keep is 7.0"),
-        ({"compare": True, "said": {"dialect": "mine"}}, "dialect is 'mine'"),
-        ({"said": {"max_new_tokens": 10**400}}, "max_new_tokens is a whole number of about 400"),
-        ({"said": {"colour": 1}}, "no setting 'colour'; allowed: dims, tau, keep"),
+        ({"values": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
+        ({"values": {"temperature": float("nan")}}, "temperature"),
+        ({"values": {"seed": 1.5}}, "seed is 1.5"),
+        ({"compare": True, "values": {"var_layers": "2-x"}}, "var_layers is '2-x'"),
+        ({"compare": True, "values": {"keep": 7.0}}, "keep is 7.0"),
+        ({"compare": True, "values": {"dialect": "mine"}}, "dialect is 'mine'"),
+        ({"values": {"max_new_tokens": 10**400}}, "max_new_tokens is a whole number of about 400"),
+        ({"values": {"colour": 1}}, "no setting 'colour'; allowed: dims, tau, keep"),
         ({"prompt": "full"}, "memory of the device is full"),
         ({"prompt": "broken"}, "went wrong inside"),
     ],
@@ -296,7 +296,7 @@ def test_the_time_limit_ends_a_run_and_keeps_its_tokens(
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), job_minutes=10))
     handlers = Handlers(settings, loaded, RunStore(tmp_path, 10**8), engine.engine())
     with gr.Blocks():
-        handlers.component = drawn("inspector", None)
+        handlers.component = html_component("inspector", None)
     engine.hold()
     running = handlers.generate(Request(picture, "endless"), "s")
     next(running)

@@ -1,6 +1,6 @@
-"""Uploads are decoded elsewhere, after their turn, one at a time, and can be stopped.
+"""Uploads are decoded in another process, in turn, one at a time, and can be stopped.
 
-A slow decoder stands for a hostile file: `SLOW` scans of a JPEG, with the cap of scans lifted.
+A slow decoder stands in for a hostile file: `SLOW` scans of a JPEG, with the limit of scans lifted.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def test_a_limit_of_time_and_the_next_image_opens(
 ) -> None:
     begun = time.monotonic()
     limits = dataclasses.replace(LIFTED, decode_seconds=0.5)
-    with pytest.raises(ImageError, match=r"cat\.jpg takes longer than 0\.5 seconds"):
+    with pytest.raises(
+        ImageError, match=r"cat\.jpg takes longer to decode than the allowed 0\.5 seconds"
+    ):
         process.open_upload(slow, limits, "cat.jpg")
     assert time.monotonic() - begun < 5
     assert process.open_upload(saved(tmp_path, encode(photo(9, 7))), LIMITS).size == (9, 7)
@@ -130,7 +132,7 @@ def test_stop_ends_a_decoder_that_listens_to_nothing(
 def test_whoever_waits_behind_a_slow_image_can_leave(
     process: ImageProcess, uploads: Path, slow: str, tmp_path: Path
 ) -> None:
-    """The second waits for the first, and its Stop does not."""
+    """The second waits for the first, but its Stop does not."""
     first, second = threading.Event(), threading.Event()
 
     def decode() -> None:

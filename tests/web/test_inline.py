@@ -1,4 +1,4 @@
-"""A run as the output of a notebook's cell: what it holds, how large it may be, that it lives."""
+"""A run as the output of a notebook cell: its content, its size limit, and that it works."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_large_output_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "EAGER_BYTES", 10)
     means = trace.show()
     text = means._repr_html_()
-    assert "Here is the mean over the heads only" in text
+    assert "This shows only the mean over the heads" in text
     means.save(tmp_path / "run.html")
     assert len(framed(text)) < len((tmp_path / "run.html").read_text(encoding="utf-8"))
 
@@ -114,7 +114,7 @@ def test_texts_of_a_model_do_not_leave_the_frame() -> None:
 
 @pytest.mark.browser
 def test_the_frame_is_alive(browser: Any, pair: Comparison) -> None:
-    """It draws without an address, storage or origin of its own, and a click is followed."""
+    """It draws without an address, storage or origin of its own, and reacts to a click."""
     wrong: list[str] = []
     with browser.new_page(viewport={"width": 1100, "height": 1000}) as page:
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
@@ -134,7 +134,7 @@ def test_the_frame_is_alive(browser: Any, pair: Comparison) -> None:
 
 
 def as_script(notebook: Path) -> str:
-    """The notebook as a program that keeps what the last line of each cell gives."""
+    """Runs the notebook as a program and keeps the value of the last line of each cell."""
     parts = ["outputs = []"]
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":

@@ -1,4 +1,4 @@
-"""Maps and figures over the API of methods that read the model: what the page has kept."""
+"""Maps and figures of methods that read the model, over the API: those that the page has stored."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sinkscope.methods.passes import passes_of
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.api.endpoints import Api
 from sinkscope.web.explore import explaining
-from sinkscope.web.explore.exporting import read_wanted
+from sinkscope.web.explore.exporting import read_export_request
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.explore.head_lists import HeadLists
-from sinkscope.web.runs.explained_store import Kept
+from sinkscope.web.runs.explained_store import StoredMaps
 from sinkscope.web.runs.store import Run
 
 pytestmark = pytest.mark.tiny
@@ -37,8 +37,8 @@ def api(handlers: Handlers) -> Api:
 def test_what_is_kept_is_drawn(api: Api, handlers: Handlers, handle: ModelHandle, run: Run) -> None:
     stack = explain(run.first, (1, 2), "chefer", session=passes_of(handle, run.first))
     lens = explain(run.first, 1, "gradient_attention", session=passes_of(handle, run.first))
-    handlers.explained.put((run.id, "baseline", (1, 2), "chefer"), Kept(stack))
-    handlers.explained.put((run.id, "baseline", (1,), "gradient_attention"), Kept(lens))
+    handlers.explained.put((run.id, "baseline", (1, 2), "chefer"), StoredMaps(stack))
+    handlers.explained.put((run.id, "baseline", (1,), "gradient_attention"), StoredMaps(lens))
     made, picture = api.map(run.id, tokens="1-2", method="chefer")
     np.testing.assert_allclose(np.array(made["values"]), stack.map().values, rtol=1e-6)
     assert made["unit"] == stack.unit and made["methods"]["chefer"] is None
@@ -101,11 +101,13 @@ def test_single_heads_over_the_api(api: Api, run: Run) -> None:
 
 def test_single_heads_that_no_page_asks_for(handlers: Handlers, run: Run) -> None:
     pair = [0, 1]
-    view = read_wanted({"kind": "pdf", "view": {"picked": {"pairs": [pair], "kind": ""}}}).view
+    view = read_export_request(
+        {"kind": "pdf", "view": {"picked": {"pairs": [pair], "kind": ""}}}
+    ).view
     assert view.picked == PickedHeads(((0, 1),))
     for picked in ("all", 7, {}, {"pairs": []}, {"pairs": [[0]]}, {"pairs": [pair], "kind": "x"}):
         with pytest.raises(ValueError) as error:
-            read_wanted({"kind": "pdf", "view": {"picked": picked}})
+            read_export_request({"kind": "pdf", "view": {"picked": picked}})
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
     lists = HeadLists(handlers)
     for ask in (None, {}, {"run": run.id}, {"run": run.id, "text": 5}, {"run": "x", "text": "{}"}):
@@ -117,11 +119,11 @@ def test_single_heads_that_no_page_asks_for(handlers: Handlers, run: Run) -> Non
     assert last["pairs"] and last["kind"] == "localising"
     again = lists.read_heads({"run": run.id, "text": last["file"], "name": "h.json"})
     assert again["pairs"] == last["pairs"]
-    chosen = explaining.read_asked(
+    chosen = explaining.read_explain_request(
         {"run": run.id, "t0": 0, "t1": 0, "layers": [0], "heads": [0], "pairs": [pair]}, run
     )
     assert chosen.choice.pairs == ((0, 1),)
     with pytest.raises(ValueError, match=r"heads is 99\.1; the run kept"):
-        explaining.read_asked(
+        explaining.read_explain_request(
             {"t0": 0, "t1": 0, "layers": [0], "heads": [0], "pairs": [[99, 1]]}, run
         )

@@ -1,4 +1,4 @@
-"""What one user may ask for: uploads of an hour, open streams; and a demo to be looked at."""
+"""Limits of one user: uploads per hour, open streams; and a read-only demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Load asks for, and the ranges of the page's controls."""
+"""The settings of Load, and the ranges of the page's controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users with passwords: what is behind the login, how often one may try, and whose a run is."""
+"""Users with passwords: what needs a login, how often one may try, and who owns a run."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_passwords_cannot_be_tried_at_will(tmp_path: Path) -> None:
     try:
         tried = [log_in(site, "me", f"wrong{n}")[0] for n in range(FREE_TRIES)]
         assert tried == [400] * FREE_TRIES
-        assert log_in(site, "me", "secret")[0] == 429  # the right one waits too
+        assert log_in(site, "me", "secret")[0] == 429  # the right password waits too
         assert log_in(site, "someone", "x")[0] == 429  # by address
     finally:
         site.app.blocks.close(verbose=False)
@@ -114,7 +114,7 @@ def test_waits_grow_are_bounded_and_are_forgotten() -> None:
     assert waits[: FREE_TRIES - 1] == [0] * (FREE_TRIES - 1) or max(waits[:2]) == 0
     assert waits == sorted(waits) and waits[-1] == 900
     assert throttle.begin([keys[1]]) == 0
-    assert throttle.begin([keys[1]]) == 60  # anybody can try a name: its wait stays short
+    assert throttle.begin([keys[1]]) == 60  # anybody can try a name, so its wait is short
     now[0] += 5000
     assert throttle.begin(keys) == throttle.begin(keys) == 0
 
@@ -218,7 +218,7 @@ def test_an_id_alone_does_not_open_another_users_run(home: Site, photo: str) -> 
     example = home.app.handlers.component
     assert example is not None
     assert bob.predict(run=example.value["run"], tokens="1", api_name="/map")[0]["rows"] == 8
-    # The page's own questions, which know no user but the request's.
+    # The page's own questions, which know the user only from the request.
     asked_page = {"open_run": {"run": made["run"]}, "tokens_since": {"run": made["run"]}}
     for name, question in asked_page.items():
         assert "data" in question_of(home, "ada", name, question) or name == "tokens_since"
@@ -260,7 +260,7 @@ def test_owners_outlive_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         as_user(monkeypatch, "bob")
         again.delete(run.id)
         assert (tmp_path / run.id).is_dir()
-        (tmp_path / run.id / OWNER).unlink()  # of a time without a login: nobody's
+        (tmp_path / run.id / OWNER).unlink()  # from a time without logins: no owner
         as_user(monkeypatch, "ada")
         assert OwnedRuns(tmp_path, 10**8).get(run.id) is None
         as_user(monkeypatch, None)

@@ -1,4 +1,4 @@
-"""What the app writes about itself: ids of requests, and nothing of what users wrote."""
+"""The app's log: ids of requests, and nothing that users wrote."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "what-nobody-else-may-read"
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """What a start with `--log json` writes."""
+    """The log of a start with `--log json`."""
     root, ours = logging.getLogger(), logging.getLogger("sinkscope")
     before = root.handlers[:], root.level, ours.level
     start_logging(AppSettings(log="json"))
@@ -90,7 +90,7 @@ def test_prompts_and_failures_on_them_are_not_written(
     (failure,) = [one for one in lines(written) if one.get("error") == "KeyError"]
     assert failure["message"] == "a run failed" and failure["level"] == "error"
     assert any(place.endswith(" fails") for place in failure["at"])
-    # The request that asked for it, although a task of the queue answers.
+    # The id of the request that caused it, although a task of the queue answers.
     asked = [one["request"] for one in lines(written) if "path" in one]
     assert failure["request"] in asked
 

@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system when nobody waits, and only then."""
+"""Free memory is returned to the system when nobody waits, and only then."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from sinkscope.web.server import memory
-from sinkscope.web.server.memory import BUSY_SECONDS, GROWN, Returning
+from sinkscope.web.server.memory import BUSY_SECONDS, GROWN, MemoryReturner
 
 
 class App:
-    """What a process holds, and how often it gave something back."""
+    """Bytes that a process holds, and how often it gave memory back."""
 
     def __init__(self) -> None:
         self.held, self.given, self.busy, self.now = 10 * GROWN, 0, False, 0.0
@@ -24,8 +24,8 @@ class App:
 
 def test_when_it_is_worth_it_and_nobody_waits() -> None:
     app = App()
-    returning = Returning(lambda: app.busy, lambda: app.held, app.give, lambda: app.now)
-    assert returning.look() and app.given == 1  # what loading has left
+    returning = MemoryReturner(lambda: app.busy, lambda: app.held, app.give, lambda: app.now)
+    assert returning.look() and app.given == 1  # memory left over from loading
     assert not returning.look()
     app.held += GROWN - 1
     assert not returning.look()

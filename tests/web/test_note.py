@@ -1,4 +1,4 @@
-"""A note on a view: in the link and in the saved page, as text, bounded, and gone with the run."""
+"""A note on a view: in the link and in the saved page, as text, bounded, deleted with the run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_note_goes_with_the_link_and_the_saved_page(
     page.click("[data-testid=token-baseline-5]")
     page.click("[data-testid=save-button]")
     page.fill("[data-testid=note-text]", f"{EVIL}{'d' * 600}")
-    page.keyboard.press("d")  # a letter in a box is no key of the inspector's
+    page.keyboard.press("d")  # a letter typed in a box is not a shortcut
     shown = page.inner_text(NOTE)
     assert shown.startswith("Note: <img src=x onerror=") and len(shown) <= 506
     assert page.evaluate("window.__hit") is None and "\u202e" not in shown
@@ -67,7 +67,7 @@ def test_a_note_goes_with_the_link_and_the_saved_page(
     assert parse_qs(link.partition("#")[2])["note"][0] == shown.removeprefix("Note: ")
 
     page.goto("about:blank")
-    page.goto(link)  # whoever is given the link
+    page.goto(link)  # as another user with the link
     page.wait_for_selector(NOTE)
     assert page.inner_text(NOTE) == shown
 

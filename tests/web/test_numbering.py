@@ -1,4 +1,4 @@
-"""Everything counts from 0: what the first token, layer, head, patch and image are called."""
+"""Everything counts from 0: names of tokens, layers, heads, patches and images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sinkscope.drawing.view_figure import tokens_words
 from sinkscope.models.family import Segment
 from sinkscope.web.api.endpoints import Api
 from sinkscope.web.components.assets import STATIC
-from sinkscope.web.explore.exporting import Wanted, make_files
+from sinkscope.web.explore.exporting import ExportRequest, make_files
 from sinkscope.web.runs.payload import build_payload
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site
@@ -62,7 +62,7 @@ def test_the_first_token_is_0_wherever_it_is_named(site: Site, run: Run, tmp_pat
     (side,) = sides_of(trace)
     assert tokens_words(side, [0]).startswith("token 0 “")
     assert tokens_words(side, [0, 1, 2]).startswith("tokens 0–2 (mean) “")
-    (figure,) = make_files(run, Wanted("png"), tmp_path)
+    (figure,) = make_files(run, ExportRequest("png"), tmp_path)
     assert figure.name.endswith("-t0.png")
 
     api = Api(site.app.handlers, [])
@@ -126,7 +126,7 @@ def test_no_script_of_the_page_adds_one_to_what_it_shows() -> None:
     [
         ("v=2&t=0-0&l=3-4&h=0-2", "layers 3–4", "heads 0–2"),
         ("v=2&t=0-0&l=3-3&h=5-5", "layer 3", "head 5"),
-        ("t=0-0&l=1-2&h=0-1", "layers 3–4", "heads 0–2"),  # before: places among the captured
+        ("t=0-0&l=1-2&h=0-1", "layers 3–4", "heads 0–2"),  # older links: positions
         ("v=2&t=0-0&l=0-99&h=2-2", "all 3 layers", "head 2"),  # what the run lacks: the nearest
     ],
 )

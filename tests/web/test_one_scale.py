@@ -1,4 +1,4 @@
-"""One view of one map has the same limits and the same colours wherever it is shown."""
+"""A view of a map has the same limits and the same colours wherever it is shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKEN, LAYERS, ROWS, COLUMNS = 5, (1, 2, 3), 8, 12
 
 
 def place(kind: str, values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Where values are on the colour bar, from its two ends alone (docs/method.md, "Scales")."""
+    """Positions of values on the colour bar, from its two ends only (docs/method.md, "Scales")."""
     if kind == "rank":
         return np.array([(values < x).sum() for x in values]) / (len(values) - 1)
     if kind == "log":
@@ -89,7 +89,7 @@ def test_every_output_has_the_same_limits_and_colours(
     view = View(scale=kind, layers=LAYERS, photo="none", sinks=False)  # type: ignore[arg-type]
     values = trace.attention[TOKEN, list(LAYERS)].float().mean((0, 1)).numpy()
 
-    # The API says its limits; everything else must have these.
+    # The API reports its limits; all other outputs must have the same ones.
     api = Api(site.app.handlers, [])
     about, _ = api.map(run.id, tokens=f"{TOKEN}", layers="1-3", scale=kind)
     np.testing.assert_allclose(np.ravel(about["values"]), values, rtol=1e-6)

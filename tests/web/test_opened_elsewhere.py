@@ -1,4 +1,4 @@
-"""Sinks, Experiments, Evaluate: uploads are decoded in the process for that, and nowhere else."""
+"""Sinks, Experiments, Evaluate: uploads are decoded only in the separate process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.upload import keep_questions
 from sinkscope.web.experiments.request import MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest
 from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
@@ -35,12 +35,12 @@ SEES: Any = SimpleNamespace(
 
 
 class EnoughError(Exception):
-    """What the tests look at has happened."""
+    """Raised when the code under test has done its part."""
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Hashes of the files that Pillow was given in this process."""
+    """Hashes of the files that Pillow opened in this process."""
     seen: set[str] = set()
     own = Image.open
 
@@ -86,7 +86,7 @@ def pixels(path: Path) -> Any:
 
 
 def look(samples: Any, photos: tuple[Picture, ...], hashes: set[str], seen: set[str]) -> None:
-    """The samples hold the uploads' pixels, and nothing in this process has read the uploads."""
+    """The samples have the uploads' pixels, and this process has not read the uploads."""
     found = [sample.open_images()[0] for sample in samples]
     assert len(found) == 2 and not hashes & seen
     wanted = sorted(pixels(one.path).tobytes() for one in photos)
@@ -140,7 +140,7 @@ def test_the_questions_of_an_evaluation(
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path / "cache")))
     handlers = EvaluateHandlers(settings, LoadedModel(), Runner(2))
     with gr.Blocks():
-        handlers.component = drawn("evaluate", None)
+        handlers.component = html_component("evaluate", None)
     try:
         path, count = keep_questions(
             (*photos, asking(photos)), tmp_path / "data", settings.images, 10, handlers._decoded

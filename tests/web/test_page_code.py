@@ -1,7 +1,7 @@
-"""A linter (oxlint: ESLint's rules) reads the page's scripts.
+"""A linter (oxlint: ESLint's rules) checks the page's scripts.
 
-The files of one component share one scope, so they are read as one text. `x * 0` keeps what is no
-number and control characters are what is looked for: those two rules are off in `oxlint.json`.
+The files of one component share one scope, so they are checked as one text. Two rules are off in
+`oxlint.json`: `x * 0` is used on purpose to keep NaN, and control characters are searched for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPONENTS = sorted({file.parent.name for file in STATIC.glob("*/*.js")} - {SAVE
 
 
 def findings(folder: Path, name: str, code: str) -> str:
-    """What the linter says of a script; empty where it finds nothing."""
+    """The linter's findings for a script; empty if it finds nothing."""
     (folder / name).write_text(code, encoding="utf-8")
     linter = Path(sys.executable).with_name("oxlint")
     asked = [str(linter), "-c", str(CONFIG), "--format", "unix", name]

@@ -1,4 +1,4 @@
-"""Two stored runs side by side: what is compared, what is said, and who may see it."""
+"""Two stored runs side by side: what is compared and reported, and who may see it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_settings_of_both_are_named() -> None:
     assert ["top_k", "–", "5"] in made.about["settings"]
     assert made.about["remarks"][-1].endswith("temperature, top_k.")
     alike = pair_of((Run({"baseline": a}), "baseline"), (Run({"baseline": a}), "baseline"))
-    assert alike.about["remarks"] == ["A and B were asked the same in the same way."]
+    assert alike.about["remarks"] == ["A and B have the same prompt and settings."]
 
 
 def test_vars_settings_are_a_difference_only_where_both_sides_have_them() -> None:
@@ -54,7 +54,7 @@ def test_vars_settings_are_a_difference_only_where_both_sides_have_them() -> Non
         return Run({"baseline": dataclasses.replace(trace, var={"settings": settings})}), "baseline"
 
     plain = pair_of((one(), "baseline"), run(tau=6.0, keep=0.6))
-    assert plain.about["remarks"] == ["A and B were asked the same in the same way."]
+    assert plain.about["remarks"] == ["A and B have the same prompt and settings."]
     assert ["VAR tau", "–", "6.0"] in plain.about["settings"]
     both = pair_of(run(tau=6.0, keep=0.6), run(tau=6.0, keep=0.2))
     assert both.about["remarks"] == ["What differs between A and B: VAR keep."]

@@ -1,4 +1,4 @@
-"""Scripts of later tabs: not in the page, sent when their tab opens, and told when they fail."""
+"""Scripts of later tabs: not in the page, sent when their tab opens, and errors are shown."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_a_later_tab_has_a_line_that_fetches_its_script() -> None:
         line = script_of(name)
         assert len(line) < 900 and re.search(rf"part/{name}\.js\?[0-9a-f]{{12}}", line)
         assert "@" not in line
-        assert 'class="alert"' in read_static(f"{name}.html")  # where a failure is said
+        assert 'class="alert"' in read_static(f"{name}.html")  # where a failure is shown
     assert script_of("inspector") == read_static("inspector")
 
 
 def test_the_page_carries_none_of_them_and_is_light(site: Site) -> None:
-    """What is sent of a page that opens: all of ours is in it, and of Gradio its description."""
+    """Data sent when the page opens: all our files are in it, and Gradio's description."""
     config, headers = fetch(f"{site.url}config")
     assert headers["Content-Encoding"] == "gzip"
     text = gzip.decompress(config).decode()

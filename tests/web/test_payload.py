@@ -1,4 +1,4 @@
-"""The browser's file: what comes out is what went in, within the steps of its codes."""
+"""The browser's file: reading it restores the values, within the steps of its codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody there, nothing runs: clients that are killed, that leave, or that never read an answer."""
+"""No client, no computing: clients that are killed, that leave, or that never read an answer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
-# Seconds after which nothing may run for somebody who is gone: far below the half minute without
-# `Presence`, far above a pause of a busy machine. `benchmarks load` measures that it is 2 s.
+# Seconds after which nothing may run for a client that is gone: far below the half minute without
+# `Presence`, far above a pause of a busy machine. `benchmarks load` measures 2 s.
 WITHIN = 10.0
 CLIENT = """
 import sys
@@ -95,7 +95,7 @@ def uploaded(site: Site, picture: Path) -> dict[str, Any]:
 
 
 def join(site: Site, picture: Path, session: str) -> Any:
-    """Ask for an endless answer as a session that has no stream yet."""
+    """Ask for an endless answer in a session that has no stream yet."""
     index = function_of(site, "generate")
     data = [component.value for component in site.app.blocks.fns[index].inputs]
     data[:2] = [uploaded(site, picture), "endless"]
@@ -180,7 +180,7 @@ def called(site: Site, picture: Path, session: str) -> str:
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_an_event_that_is_not_wanted_any_more_ends(left: Site, picture: Path, way: str) -> None:
-    """Though its session is there, as a second stream of it says."""
+    """Although its session is still connected, as a second stream shows."""
     runner, engine = left.app.handlers.runner, left.engine
     engine.hold()
     api, session = f"{left.url}gradio_api", f"{way}-event"

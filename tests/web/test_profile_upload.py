@@ -1,4 +1,4 @@
-"""A sink profile uploaded to the page: taken for this browser, or refused in the owner's words."""
+"""A sink profile uploaded to the page: used in this browser, or refused with a clear text."""
 
 from __future__ import annotations
 

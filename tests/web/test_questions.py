@@ -1,4 +1,4 @@
-"""Quick questions are answered before Gradio, everything else as it would have been."""
+"""Quick questions are answered before Gradio sees them; all others are answered as before."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from sinkscope.web.explore.quick_questions import PATHS, QUICK, QuickQuestions
 from sinkscope.web.runs.job_values import UNFORESEEN
-from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.store import Run
+from sinkscope.web.runs.value_cache import RunValueCache
 from tests.loops import finished
 from tests.web.conftest import Site
 from tests.web.synthetic import make_trace
@@ -26,7 +26,7 @@ INSPECTOR = 63
 
 
 class _Handlers:
-    """Says what is asked, in which thread."""
+    """Records the request and its thread."""
 
     def __init__(self) -> None:
         self.component = SimpleNamespace(_id=INSPECTOR)
@@ -167,7 +167,7 @@ def test_a_deleted_run_is_not_opened_from_what_lies_ready(site: Site) -> None:
     assert handlers.opened({"run": run.id}) is None  # not made yet
     value = handlers.open_run({"run": run.id})
     assert handlers.opened({"run": run.id}) == value
-    # As while another thread trims the folder: the loop must not wait for that.
+    # As if another thread trims the folder: the event loop must not wait for that.
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -183,6 +183,6 @@ def test_a_deleted_run_is_not_opened_from_what_lies_ready(site: Site) -> None:
     assert handlers.opened({"run": run.id}) == value
     handlers.forget_run({"run": run.id})
     assert handlers.opened({"run": run.id}) is None
-    assert isinstance(handlers._shown, Shown)
+    assert isinstance(handlers._shown, RunValueCache)
     for nonsense in (None, 5, "x", {"run": 5}, {"run": ["a"]}):
         assert handlers.opened(nonsense) is None

@@ -1,4 +1,4 @@
-"""The page's region test without a browser: what is asked, what is streamed, and how it ends."""
+"""The page's region test without a browser: its request, its stream, and its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from sinkscope.experiments.answers import answered
+from sinkscope.experiments.answers import prompt_and_answer
 from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
@@ -21,7 +21,13 @@ from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.api.region import RegionApi, build_region_api
 from sinkscope.web.explore import region
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.explore.region import REGION, STALE, LastTested, read_asked, region_values
+from sinkscope.web.explore.region import (
+    REGION,
+    STALE,
+    LastTested,
+    read_region_request,
+    region_values,
+)
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run
 
@@ -45,7 +51,7 @@ def test_the_page_is_given_what_python_gives(
     assert {value["phase"] for value in made} == {"region"}
     assert {value["ask"] for value in made} == {"7"}
     assert [value.get("done", False) for value in made] == [False] * (len(made) - 1) + [True]
-    asked = answered(handle, run.traces["baseline"])
+    asked = prompt_and_answer(handle, run.traces["baseline"])
     effect = region_test(handle, asked, Box(1, 2, 2, 1), RegionSettings(how))  # type: ignore[arg-type]
     assert made[-1]["found"] == {"baseline": effect.to_json()}
     json.dumps(made, allow_nan=False)
@@ -116,7 +122,7 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_questions_are_read_as_they_are_sent(run: Run) -> None:
-    asked = read_asked(asking(run), run)
+    asked = read_region_request(asking(run), run)
     assert asked.boxes == {"baseline": Box(1, 2, 2, 1, 0)}
     assert asked.settings == RegionSettings("cut", 64)
 

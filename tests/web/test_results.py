@@ -1,4 +1,4 @@
-"""Results of Sinks, Experiments and Evaluate: whose they are where users log in, and their end."""
+"""Results of Sinks, Experiments and Evaluate: their owners if users log in, and their end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, EvaluateStore
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.experiments.store import ExperimentResult
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import served
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.owners import user_now
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.server.current_request import _SCOPE, USER
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.sinks.run import SinksHandlers
@@ -26,7 +26,7 @@ from sinkscope.web.sinks.store import SinksResult, SinksStore
 
 @pytest.fixture
 def user() -> Any:
-    """Says who asks from here on."""
+    """Sets the current user from here on."""
     before = _SCOPE.get()
     yield lambda name: _SCOPE.set({} if name is None else {USER: name})
     _SCOPE.set(before)
@@ -80,11 +80,11 @@ def files(folder: Path, *names: str) -> list[Path]:
 
 
 def test_what_was_made_of_a_result_goes_with_it(tmp_path: Path) -> None:
-    runs = Copies()
+    runs = ServedFiles()
     own, of_both, of_run, of_two = files(tmp_path, "own", "both", "run", "two")
     runs.add(["run"], [of_both, of_run])
     now = [0.0]
-    store: ResultStore[ExperimentResult] = ResultStore(lambda: now[0], copies=Copies(runs))
+    store: ResultStore[ExperimentResult] = ResultStore(lambda: now[0], copies=ServedFiles(runs))
     for name in ("first", "second"):
         store.put(ExperimentResult(name, None, {}))  # type: ignore[arg-type]
     for name, paths in (("first", [own, of_both, of_two]), ("second", [of_two])):
@@ -117,7 +117,7 @@ def test_an_evaluation_is_its_users_alone_and_can_be_deleted(user: Any, tmp_path
     user("ann")
     run_id = begun(store)
     place = store.find(run_id)
-    store = EvaluateStore(tmp_path / "runs", owned=True)  # the app was started anew
+    store = EvaluateStore(tmp_path / "runs", owned=True)  # the app was restarted
     (picture,) = files(tmp_path, "picture")
     store.keep(run_id, {"url": served(picture)})
     assert store.find(run_id) == place

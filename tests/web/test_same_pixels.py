@@ -1,4 +1,4 @@
-"""A run that is read again gives the model the pixels it had, also of a photo that was scaled."""
+"""A run that is read again gives the model the same pixels, also for a photo that was scaled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sinkscope.attention_extractor import generate
-from sinkscope.capture.again import prepared_again
+from sinkscope.capture.saved_prompt import prepare_saved_prompt
 from sinkscope.config import GenerationSettings, ImageLimits
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import load_model
@@ -31,13 +31,13 @@ def test_a_stored_run_is_prepared_with_the_same_pixels(
     assert trace.layout.grids[0].original == (150, 200)
     save_run(Run({"baseline": trace}), tmp_path / "run")
     stored = open_run(tmp_path / "run").first
-    again = prepared_again(handle, stored)
+    again = prepare_saved_prompt(handle, stored)
     assert torch.equal(again.tensors["pixel_values"], inputs.tensors["pixel_values"])
     assert again.layout == inputs.layout
 
 
 def test_an_ordinary_photo_reaches_the_model_unscaled(tiny_folder: Path) -> None:
-    """Up to what is shown, whatever the model can use of it."""
+    """Up to the shown size, whatever size the model can use."""
     handle = load_model(str(tiny_folder))
     data = encode(photo(1600, 1200), "JPEG")
     kept = open_image(data, limits_for(ImageLimits(), handle))

@@ -1,4 +1,4 @@
-"""The server's own limits: tokens, each session's share of the line, the age of runs."""
+"""The server's own limits: tokens, each session's share of the queue, the age of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sinkscope.config import AppSettings, GenerationSettings, Settings
-from sinkscope.jobs.line import LineIsFullError
+from sinkscope.jobs.job_queue import QueueFullError
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
@@ -21,10 +21,10 @@ from tests.web.synthetic import make_pair
 
 def test_no_request_passes_the_servers_limit_of_tokens() -> None:
     start = Settings(app=AppSettings(token_limit=8))
-    asked = Request(None, "Hello", said={"max_new_tokens": 8})
+    asked = Request(None, "Hello", values={"max_new_tokens": 8})
     assert asked.settings(start).max_new_tokens == 8
     with pytest.raises(ValueError, match=r"max_new_tokens is 9; allowed here: at most 8"):
-        Request(None, "Hello", said={"max_new_tokens": 9}).settings(start)
+        Request(None, "Hello", values={"max_new_tokens": 9}).settings(start)
     # Nor does one that says nothing, where the start's own setting is above it.
     long = Settings(generation=GenerationSettings(64), app=start.app)
     with pytest.raises(ValueError, match="max_new_tokens is 64"):
@@ -36,7 +36,7 @@ def test_the_share_of_a_session_and_the_time_limit_reach_the_runner(tmp_path: Pa
     runner = Handlers(Settings(app=app), LoadedModel(), RunStore(tmp_path, 1)).runner
     assert runner.job("a", "any kind").seconds == 120
     with runner.line.place("a"), runner.line.place("a"):
-        with pytest.raises(LineIsFullError, match="of this session"), runner.line.place("a"):
+        with pytest.raises(QueueFullError, match="of this session"), runner.line.place("a"):
             pass
         with runner.line.place("b"):
             pass

@@ -1,4 +1,4 @@
-"""Several images in one question: asked on the page, each with its own map, kept and filled in."""
+"""Several images in one question: asked on the page, each with its own map, stored and restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sinkscope.config import GenerationSettings
 from sinkscope.drawing.view import View, make_side
 from sinkscope.drawing.view_figure import about_sides
 from sinkscope.models.loading import load_model
-from sinkscope.web.explore.exporting import Wanted, make_files
+from sinkscope.web.explore.exporting import ExportRequest, make_files
 from sinkscope.web.explore.refill import cached_image
 from sinkscope.web.runs.form_values import changed_words
 from sinkscope.web.runs.request import MORE, Request
@@ -73,7 +73,7 @@ def test_figures_say_which_image_they_show(tmp_path: Path) -> None:
         folder = tmp_path / str(image)
         folder.mkdir()
         view = View(image=image)
-        (path,) = make_files(run, Wanted("gif", view, last=1, width=320), folder)
+        (path,) = make_files(run, ExportRequest("gif", view, last=1, width=320), folder)
         drawn[image] = Image.open(path).convert("RGB")
     assert drawn[0].size != drawn[1].size  # of the images' own shapes
 
@@ -135,7 +135,7 @@ def test_two_images_asked_on_the_page(
 def test_a_run_of_two_images_from_elsewhere_opens(
     site: Site, open_page: Callable[..., Any], browser: Any, tmp_path: Path
 ) -> None:
-    """One that the command line or Python has made; and the page that works alone."""
+    """A run made by the command line or Python; and the stand-alone page."""
     run = two_images()
     site.app.handlers.store.put(run, keep_on_disk=False)
     page = open_page(site.url, path=f"#run={run.id}")

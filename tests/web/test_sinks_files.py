@@ -1,4 +1,5 @@
-"""An upload with a file of questions: what is asked about which picture, and what stays closed."""
+"""An upload with a file of questions: which picture each is asked about, and no other file
+opens."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ from sinkscope.web.sinks.payload import build_sinks_payload
 from sinkscope.web.sinks.request import IMAGES, Picture, SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import _opened
 from tests.sinks.planted import painted_samples
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 
 pytestmark = pytest.mark.usefixtures("uploads")
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Picture, ...]:
-    """As Gradio lays an upload out: each file in a folder of its own."""
+    """Like Gradio's uploads: each file in a folder of its own."""
     made = []
     for sample in painted_samples(10):
         folder = tmp_path_factory.mktemp("upload")
@@ -68,7 +69,7 @@ def test_questions_are_asked_and_no_picture_is_on_both_sides(
     assert seen.isdisjoint(d for sample in both.validate.samples for d in sample.digests)
     again = drawn(tmp_path, pictures[::-1], questions(pictures)[::-1])
     assert [s.id for s in again.find.samples] == [s.id for s in both.find.samples]
-    # Few pictures with many questions are parted by pictures.
+    # Few pictures with many questions are split by picture.
     few = drawn(tmp_path, pictures[:2], questions(pictures[:2], 10), samples=5, held_out=5)
     assert few.find.samples and few.validate.samples
     assert {s.digests for s in few.find.samples}.isdisjoint(s.digests for s in few.validate.samples)
@@ -103,7 +104,7 @@ def test_the_forms_own_question_does_not_replace_one_that_nobody_can_find(
 def test_no_file_of_the_machine_is_reached(
     name: str, tmp_path: Path, pictures: tuple[Picture, ...]
 ) -> None:
-    """Neither opened nor told apart from one that is not there."""
+    """Not opened, and not distinguishable from a file that does not exist."""
     secret = tmp_path / "secret.png"
     painted_samples(1, seed=99)[0].open_images()[0].save(secret)
     row = {"image": name.replace("{secret}", str(secret)), "text": "What?"}
@@ -131,7 +132,7 @@ def test_kinds_and_numbers_of_files(tmp_path: Path, pictures: tuple[Picture, ...
         ValueError, match=r"b\.parquet cannot be read from an upload; allowed: \.js"
     ):
         drawn(tmp_path, pictures, [], name="/a/b.parquet")
-    with pytest.raises(ValueError, match=r"^Entry 1 of pope\.jsonl is no JSON object: \[1\]"):
+    with pytest.raises(ValueError, match=r"^Entry 1 of pope\.jsonl is not JSON object: \[1\]"):
         path = tmp_path / "bad.jsonl"
         path.write_text("[[1]]")
         draw_samples(

@@ -1,4 +1,4 @@
-"""What the generator behind Run in the Sinks tab gives, on tiny models with planted sinks."""
+"""Values of the generator behind Run in the Sinks tab, on tiny models with planted sinks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
 from sinkscope.sinks.finding.stats import SampleStats
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
@@ -29,7 +29,7 @@ from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samp
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
 from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 from tests.web.test_payload import unpack
 
 pytestmark = pytest.mark.tiny
@@ -67,7 +67,7 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
         made = SinksHandlers(settings, loaded, Runner(2), engine)
         with gr.Blocks():
-            made.component = drawn("sinks", None)
+            made.component = html_component("sinks", None)
         return made
 
     return build
@@ -78,7 +78,7 @@ def asked(upload: tuple[Picture, ...], **changes: Any) -> SinksRequest:
 
 
 def drain(handlers: SinksHandlers, request: SinksRequest, session: str = "s") -> list[Any]:
-    """All values; the error that ends them is left out, for the last value says it too."""
+    """All values; the error that ends them is left out, because the last value contains it."""
     values = []
     try:
         values.extend(handlers.run(request, session))
@@ -117,7 +117,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
     rows = {row[0]: row for row in header["candidates"]["rows"]}
     assert rows["7"][1] == "kept" and rows["40"][1] == "no: always on"
     assert rows["20"][1] == "no: first token only"
-    # What travels is what was measured, to a step of its codes.
+    # The data sent equals the measurements, up to a step of its codes.
     assert len(header["samples"]) == 8 == len(kept)
     for place in header["samples"]:
         stats = kept[place["id"]]
@@ -213,7 +213,7 @@ def test_what_is_drawn_depends_on_the_seed_alone(
     assert ids(upload[::-1]) == first
     assert [len(part) for part in first] == [8, 2] and set(first[0]).isdisjoint(first[1])
     assert ids(upload, seed=1) != first
-    # Fewer than asked for: both keep their proportion, and finding at least one.
+    # Fewer than requested: both keep their proportion, and finding gets at least one.
     assert [len(part) for part in ids(upload[:6], samples=20, held_out=10)] == [4, 2]
     assert [len(part) for part in ids(upload[:1], samples=1, held_out=200)] == [1, 0]
     twins = (Picture("a.png", upload[0].path), Picture("a.png", upload[1].path))
@@ -250,7 +250,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
     assert last["phase"] == "ready"
     again = measured[3:]
     assert len(again) == 5 and set(again).isdisjoint(first)
-    # Another browser measures for itself.
+    # Another browser measures again.
     assert drain(handlers, asked(upload, held_out=0), "other")[-1]["phase"] == "ready"
     assert len(measured) == 3 + 5 + 8
 
@@ -268,7 +268,7 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
         "phase": "error",
         "message": "Stopped before a sample was measured; nothing was found yet.",
     }
-    with handlers.runner.line.place():  # somebody's answer is being made
+    with handlers.runner.line.place():  # another user's answer is being generated
         run = handlers.run(asked(upload), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")
@@ -390,13 +390,13 @@ def test_results_are_few_and_not_for_long(tmp_path: Path) -> None:
 
 def test_a_browsers_own_dimensions_leave_the_model_alone(model: ModelHandle) -> None:
     before = model.profile
-    own = Request("x", "y", compare=True, dims_of=model.info.id, said={"dims": "7, 30"})
+    own = Request("x", "y", compare=True, dims_of=model.info.id, values={"dims": "7, 30"})
     made = own.var(model)
     assert made is not None and made.dims == (7, 30)
     assert model.profile is before
     with pytest.raises(ValueError, match="were found on another, but"):
-        Request("x", "y", compare=True, dims_of="another", said={"dims": "7"}).var(model)
+        Request("x", "y", compare=True, dims_of="another", values={"dims": "7"}).var(model)
     with pytest.raises(ValueError, match="dims is 'x'"):
-        Request("x", "y", compare=True, said={"dims": "x"}).var(model)
+        Request("x", "y", compare=True, values={"dims": "x"}).var(model)
     with pytest.raises(ValueError, match="find them in the Sinks tab"):
         Request("x", "y", compare=True).var(model)

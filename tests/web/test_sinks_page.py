@@ -1,4 +1,4 @@
-"""The Sinks tab without a model: what is sent for made-up results, and the rules of its files."""
+"""The Sinks tab without a model: the data sent for made-up results, and the rules of its files."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_this_browsers_dimensions_and_the_way_back() -> None:
     choose: Any = choosing_dims(loaded)
     compare, note, _, back = choose("17, 101", "demo")
     assert compare["interactive"] and back["visible"]
-    assert note.startswith("Sink dimensions 17, 101, in this browser alone: found on demo. ")
+    assert note.startswith("Sink dimensions 17, 101, only in this browser: found on demo. ")
     _, note, _, back = choose("17,", "")
     assert note.startswith("Sink dimensions is '17,'") and back["visible"]
     compare, note, _, back = choose(" ", "demo")  # this model has no profile

@@ -1,4 +1,4 @@
-"""The samples that a press of Run comes to, without a model."""
+"""The samples that a press of Run selects, without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkscope.models.profiles import DEMO
 from sinkscope.sinks.samples import image_digest
 from sinkscope.sinks.settings import SampleChoice
 from sinkscope.web.sinks.request import EXAMPLES, SinksRequest, draw_samples
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 
 
 def digests(seed: int) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The file that shows a run alone: what is in it, and that it works from a folder, offline."""
+"""The stand-alone file of a run: its content, and that it works from a folder, offline."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_token_that_is_not_there(run: Run, token: int) -> None:
 
 @pytest.fixture
 def open_file(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """`open_file(data, scheme, place)`: a page; a request to anywhere, or an error, fails."""
+    """`open_file(data, scheme, place)`: a page; any request, or an error, fails the test."""
     contexts, problems = [], []
 
     def open_one(data: bytes, scheme: str = "light", place: str = "", width: int = 1440) -> Any:
@@ -279,7 +279,7 @@ def test_two_runs_of_different_images(open_file: Callable[..., Any], run: Run) -
         shown = mine.evaluate(f"Array.from({INSPECTOR}.shown.maps.{name})")
         map_ = patch_map(trace, t).values.ravel()
         np.testing.assert_allclose(shown, map_, atol=2e-5 * map_.max(), rtol=2e-3)
-    # The cursor is at the same place of both pictures, whatever their patches.
+    # The cursor is at the same position in both pictures, whatever their patches.
     mine.hover("[data-testid=panel-b] .stage", position={"x": 2, "y": 2})
     assert mine.inner_text("[data-testid=panel-a] .patch").startswith("patch 0, 0")
     for part in ("A: Prompt", "B: Applied", "A: VAR settings"):

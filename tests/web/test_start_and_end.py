@@ -95,7 +95,7 @@ def test_the_end_keeps_the_part_of_what_runs(tmp_path: Path) -> None:
     assert not thread.is_alive() and time.monotonic() - begun < 10
     (folder,) = (tmp_path / "cache" / "runs").iterdir()
     trace = open_run(folder).first
-    assert trace.finish == "stopped" and len(trace.tokens) == 3
+    assert trace.finish_reason == "stopped" and len(trace.tokens) == 3
 
 
 def pem(folder: Path) -> tuple[Path, Path]:
@@ -133,9 +133,9 @@ def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         check_tls(AppSettings(tls_cert=missing, tls_key=missing))
     (tmp_path / "odd").write_text("no key")
     odd = str(tmp_path / "odd")
-    with pytest.raises(ValueError, match="no certificate with its key"):
+    with pytest.raises(ValueError, match="not a certificate with its key"):
         check_tls(AppSettings(tls_cert=odd, tls_key=odd))
-    with pytest.raises(ValueError, match="tls_cert and tls_key are no certificate"):
+    with pytest.raises(ValueError, match="tls_cert and tls_key are not a certificate"):
         start_site(
             tmp_path / "cache",
             ScriptedEngine(),

@@ -1,4 +1,4 @@
-"""A file from outside is an upload, or is refused with one text."""
+"""A file from outside is an upload, or is refused always with the same text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sinkscope.web.server.uploads import (
     check_upload,
     upload_path,
 )
-from tests.web.openers import open_upload
+from tests.web.image_openers import open_upload
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of uploads, with one picture in it; beside it one that is nobody's business."""
+    """The folder of uploads, with one picture in it; beside it a private one."""
     made = tmp_path / "uploads"
     (made / "0a").mkdir(parents=True)
     Image.new("RGB", (60, 40), "teal").save(made / "0a" / "photo.png")
@@ -52,7 +52,7 @@ def test_an_upload_is_opened(folder: Path) -> None:
         "{0}/private/photo.png",
         "{0}/private/missing.png",
         "{0}/uploads/../private/photo.png",
-        "{0}/uploads/0a/../0a/photo.png",  # inside, but it would tell of links on its way
+        "{0}/uploads/0a/../0a/photo.png",  # inside, but it would reveal links on the way
         "{0}/private/../uploads/0a/photo.png",
         "{0}/uploads/out.png",
         "{0}/uploads/outdoors/photo.png",
@@ -135,7 +135,7 @@ def test_a_file_without_the_right_mark_is_refused(folder: Path, meta: Any) -> No
 
 
 def test_the_components_demand_it_too(folder: Path) -> None:
-    """Also those that Gradio makes anew for a session, from the arguments of the first."""
+    """Also components that Gradio recreates for a session, from the arguments of the first one."""
     with gr.Blocks():
         image = UploadedImage(type="filepath", label="image")
         files = UploadedFiles(file_count="multiple", type="filepath", label="files")

@@ -1,7 +1,7 @@
-"""Arguments of the API made of settings (`sinkscope.setting`).
+"""API arguments made from settings (`sinkscope.setting`).
 
-An endpoint is a function with `**said`; settings tell what it asks for, and each of them is an
-argument of its name, with its default and its words.
+An endpoint is a function with `**said`. The settings define what it accepts: each setting becomes
+an argument with the setting's name, default and description.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sinkscope.web.components.controls import LONGEST_TEXT
 
 
 def default_of(setting: Setting) -> Any:
-    """What an argument is when it is left out: "" of a text or a list, None of a number."""
+    """The value of an argument that is left out: "" for a text or a list, None for a number."""
     written = setting.default
     if setting.kind in LISTS and isinstance(written, tuple):
         written = ", ".join(map(str, written))
@@ -29,34 +29,34 @@ def default_of(setting: Setting) -> Any:
 
 
 def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callable[..., Any]:
-    """The function with a keyword argument for each setting instead of `**said`."""
+    """The function with one keyword argument for each setting instead of `**said`."""
 
     @functools.wraps(function)
-    def call(*own: Any, **said: Any) -> Any:
-        return function(*own, **said)
+    def call(*parameters: Any, **said: Any) -> Any:
+        return function(*parameters, **said)
 
     kind = inspect.Parameter
     signature = inspect.signature(function)
-    own = [one for one in signature.parameters.values() if one.kind is not kind.VAR_KEYWORD]
+    parameters = [one for one in signature.parameters.values() if one.kind is not kind.VAR_KEYWORD]
     more = [kind(one.name, kind.KEYWORD_ONLY, default=default_of(one)) for one in settings]
-    call.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+    call.__signature__ = signature.replace(parameters=[*parameters, *more])  # type: ignore[attr-defined]
     return call
 
 
 def inputs_of(settings: Iterable[Setting]) -> dict[str, Component]:
-    """Components that no page shows, by the names of their arguments."""
+    """Components that are not shown on the page, by the names of their arguments."""
     return {one.name: argument(one.name, default_of(one), one.words) for one in settings}
 
 
 def argument(name: str, default: Any, words: str = "") -> Component:
-    """The component of one argument; `words` are shown beside it in "Use via API"."""
-    made: Component
+    """The component of one argument; "Use via API" shows `words` beside it."""
+    component: Component
     if isinstance(default, bool):
-        made = gr.Checkbox(default, label=name)
+        component = gr.Checkbox(default, label=name)
     elif isinstance(default, str):
-        made = gr.Textbox(default, label=name, max_length=LONGEST_TEXT)
+        component = gr.Textbox(default, label=name, max_length=LONGEST_TEXT)
     else:
-        made = gr.Number(default, label=name)
-    about = {**made.api_info(), "additional_description": words}
-    made.api_info = lambda: about  # type: ignore[method-assign]
-    return made
+        component = gr.Number(default, label=name)
+    about = {**component.api_info(), "additional_description": words}
+    component.api_info = lambda: about  # type: ignore[method-assign]
+    return component

@@ -1,4 +1,4 @@
-"""What the endpoints of the API do (`web.api.routes` gives them their controls)."""
+"""What the endpoints of the API do (`web.api.routes` gives them their components)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-MAP_PIXELS = 1200  # width of the picture that `map` gives
+MAP_PIXELS = 1200  # width of the picture that `map` returns
 MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size", "note")
 
 
 def with_clear_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mistakes reach the caller as one sentence, anything unforeseen as a sentence too."""
+    """Report user mistakes and unexpected errors to the caller as one sentence."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -59,7 +59,7 @@ def with_clear_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Api:
-    """The endpoints, one object an app."""
+    """The endpoints. Each app has one such object."""
 
     def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
         self._handlers, self._offered = handlers, offered
@@ -72,7 +72,7 @@ class Api:
         generation_config.json would do.
         """
         loaded, settings = self._handlers.loaded, self._handlers.settings
-        said["revision"] = said.get("revision") or None  # left out: the start's, of its model
+        said["revision"] = said.get("revision") or None  # None: the start's, for its model
         if not loaded.load(model_wanted(settings, self._offered, said)):
             raise ValueError("Another model is being loaded; wait until it is there.")
         seen, state = loaded.wait(-1, 0)
@@ -108,7 +108,7 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(image, prompt, said=said, more=(image_2, image_3, image_4))
+        asked = Request(image, prompt, values=said, more=(image_2, image_3, image_4))
         return about_run(self._run(asked, request))
 
     def compare(
@@ -129,7 +129,7 @@ class Api:
         log-probability, and VAR's own report.
         """
         more = (image_2, image_3, image_4)
-        asked = Request(image, prompt, True, same_text, said=said, more=more)
+        asked = Request(image, prompt, True, same_text, values=said, more=more)
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
@@ -150,16 +150,16 @@ class Api:
         one (null where it can), and a PNG of the map over the image. A method that reads the model
         gives what was computed on the page for just these tokens.
         """
-        found = self._found(run)
-        if variant not in found.traces:
-            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
+        run_found = self._kept_run(run)
+        if variant not in run_found.traces:
+            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(run_found.traces)}.")
         selection = Selection(**read_all(Selection, said))
-        view = selection.view(found.first)
-        side = make_side("", found.traces[variant], view.part)
+        view = selection.view(run_found.first)
+        side = make_side("", run_found.traces[variant], view.part)
         chosen = selection.tokens or (0,)
         token_indices(side.rows, chosen)
         kept = self._handlers.explained
-        given = kept_maps(found, view, chosen, kept, [variant])
+        given = kept_maps(run_found, view, chosen, kept, [variant])
         if given is not None:
             view = dataclasses.replace(view, method=given)
         panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
@@ -173,7 +173,7 @@ class Api:
             "label": patches.label,
             "methods": {
                 m.method.name: None
-                if kept.has((found.id, variant, tuple(chosen), m.method.name))
+                if kept.has((run_found.id, variant, tuple(chosen), m.method.name))
                 else m.why_not
                 for m in listed(side.trace, passes=False)
             },
@@ -189,7 +189,7 @@ class Api:
         with scratch() as folder:
             path = Path(folder) / f"map-{chosen[0]}.png"
             Image.fromarray(panel.pixels).save(path)
-            return about, self._kept(path, found)
+            return about, self._kept(path, run_found)
 
     def export(
         self,
@@ -203,9 +203,9 @@ class Api:
         Without `tokens` a figure is of the first one, and an animation of all. `window`, `seconds`
         and `width` are an animation's. `difference` holds where there are two sides.
         """
-        found = self._found(run)
-        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(found.first)
-        sides_of_view(found, wanted)
+        run_found = self._kept_run(run)
+        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(run_found.first)
+        sides_of_view(run_found, wanted)
         with scratch() as folder:
             session = session_hash_of(request)
             job = self._handlers.runner.job(session, EXPORT)
@@ -213,7 +213,7 @@ class Api:
                 paths = self._handlers.runner.result(
                     job,
                     lambda job: make_files(
-                        found,
+                        run_found,
                         wanted,
                         Path(folder),
                         **job.hooks,
@@ -224,7 +224,7 @@ class Api:
                 )
             except Stopped as stopped:
                 raise ValueError(f"{job.ended_by}; no file was made.") from stopped
-            return [self._kept(path, found) for path in paths]
+            return [self._kept(path, run_found) for path in paths]
 
     def stop(self, request: gr.Request) -> None:
         """End all that this client has under way or waiting: its run after the token that is being
@@ -233,36 +233,36 @@ class Api:
         self._handlers.runner.stop(request.session_hash or "")
 
     def _kept(self, path: Path, run: Run) -> str:
-        """The file where Gradio serves files from, until the run goes."""
+        """Copy the file to where Gradio serves files from; it stays there as long as the run."""
         assert self._handlers.component is not None
         kept = save_file_to_cache(path, self._handlers.component.GRADIO_CACHE)
         self._handlers.store.keep_copies(run, Path(kept))
         return str(kept)
 
-    def _found(self, run_id: str) -> Run:
+    def _kept_run(self, run_id: str) -> Run:
         run = find_run(self._handlers.store, run_id)
         if run is None:
             raise ValueError(EXPIRED)
         return run
 
     def _run(self, asked: Request, request: gr.Request | None) -> Run:
-        """Wait for the run that was asked for."""
+        """Wait for the requested run."""
         session = session_hash_of(request)
         value: dict[str, Any] = {}
         for value in self._handlers.generate(asked, session):  # noqa: B007
             pass
         if value.get("phase") == "error":
             raise ValueError(value["message"])
-        return self._found(value["run"])
+        return self._kept_run(value["run"])
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:
-    """Rows of numbers as JSON can hold them."""
+    """Rows of numbers as JSON values; NaN becomes None."""
     return [[None if np.isnan(x) else float(x) for x in row] for row in values]
 
 
 def about_run(run: Run) -> dict[str, Any]:
-    """A run in plain values: its id, what made it, and each answer with its tokens."""
+    """A run as plain values: its id, what made it, and each answer with its tokens."""
     first = run.first
     return {
         "run": run.id,
@@ -281,7 +281,7 @@ def about_run(run: Run) -> dict[str, Any]:
 
 
 def _answer(trace: GenerationTrace) -> dict[str, Any]:
-    """`image_share` and `sink_share` are means over the captured layers and heads."""
+    """One answer. `image_share` and `sink_share` are means over the captured layers and heads."""
     side, view = make_side("", trace), View()
     tokens = []
     for t, token in enumerate(trace.tokens):
@@ -298,7 +298,7 @@ def _answer(trace: GenerationTrace) -> dict[str, Any]:
         )
     return {
         "answer": trace.text,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "applied": list(trace.applied),
         "tokens": tokens,

@@ -11,7 +11,7 @@ from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped
-from sinkscope.setting import check, explained, offered, read_all, setting
+from sinkscope.setting import check, explained, read_all, setting, user_settings
 from sinkscope.web.api.arguments import argument, asking, inputs_of
 from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.components.controls import LONGEST_TEXT
@@ -27,10 +27,10 @@ class BoxChoice:
     """A box of cells on an image of a run."""
 
     rows: tuple[int, ...] | None = setting(
-        None, "Rows of patches, such as 0-2.", left_out="must be given"
+        None, "Rows of patches, such as 0-2.", left_out="none; it must be given"
     )
     columns: tuple[int, ...] | None = setting(
-        None, "Columns of patches, such as 3-5.", left_out="must be given"
+        None, "Columns of patches, such as 3-5.", left_out="none; it must be given"
     )
     image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
 
@@ -49,7 +49,7 @@ class BoxChoice:
 
 
 class RegionApi:
-    """The endpoint; `last` is shared with the page."""
+    """The endpoint. `last`, the most recent test, is shared with the page."""
 
     def __init__(self, handlers: Handlers, last: LastTested) -> None:
         self._handlers, self._last = handlers, last
@@ -82,19 +82,19 @@ class RegionApi:
         runner = self._handlers.runner
         job = runner.job(session_hash_of(request), REGION)
         try:
-            made: dict[str, Any] = runner.result(job, work)
+            values: dict[str, Any] = runner.result(job, work)
         except Stopped as stopped:
             raise ValueError(f"{job.ended_by} before there was a result.") from stopped
-        return made
+        return values
 
 
-SETTINGS = (*offered(BoxChoice), *offered(RegionSettings))
+SETTINGS = (*user_settings(BoxChoice), *user_settings(RegionSettings))
 
 
 def build_region_api(handlers: Handlers, last: LastTested) -> None:
-    """Add the endpoint to the page that is open."""
+    """Add the endpoint to the page that is being built."""
     with gr.Column(visible=False):
-        own = {
+        inputs = {
             "run": gr.Textbox(max_length=LONGEST_TEXT, label="run"),
             "variant": argument("variant", "baseline", "Which answer: baseline or var."),
         }
@@ -102,17 +102,17 @@ def build_region_api(handlers: Handlers, last: LastTested) -> None:
             with_clear_errors(asking(RegionApi(handlers, last).region, SETTINGS)),
             None,
             gr.JSON(label="value"),
-            inputs_kwargs={**own, **inputs_of(SETTINGS)},
+            inputs_kwargs={**inputs, **inputs_of(SETTINGS)},
             api_name="region",
             concurrency_id="gpu",
-            concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the runner
+            concurrency_limit=handlers.settings.app.queue_size + 8,  # the runner queues them
         )
 
 
 def _stretch(name: str, cells: tuple[int, ...] | None) -> tuple[int, int]:
-    """First and how many."""
-    there = sorted(cells or ())
-    if not there or there != list(range(there[0], there[-1] + 1)):
-        said = ", ".join(map(str, there))
-        raise ValueError(f"{name} is {said!r}; allowed: one number or a range, such as 2-5.")
-    return there[0], len(there)
+    """The first index and the number of indices."""
+    indices = sorted(cells or ())
+    if not indices or indices != list(range(indices[0], indices[-1] + 1)):
+        given = ", ".join(map(str, indices))
+        raise ValueError(f"{name} is {given!r}; allowed: one number or a range, such as 2-5.")
+    return indices[0], len(indices)

@@ -1,4 +1,4 @@
-"""What `/map` and `/export` ask for, as settings classes: which attention of a run, and as what."""
+"""Arguments of `/map` and `/export` as settings classes: which attention of a run, and its form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkscope.drawing.view import method_and_scale
 from sinkscope.methods.head_list import HeadsFrom
 from sinkscope.setting import check, explained, setting
 from sinkscope.visualization import View
-from sinkscope.web.explore.exporting import KINDS, Wanted
+from sinkscope.web.explore.exporting import KINDS, ExportRequest
 
 
 @explained
@@ -32,14 +32,16 @@ class Selection:
     )
     heads_from: str | None = setting(
         None,
-        "Single heads in the place of layers and heads: localising or sinks (those that the run "
+        "Single heads instead of layers and heads: localising or sinks (those that the run "
         "shows), LAYER.HEAD such as 4.1,4.3,5.0-2, or an exported list of heads (its JSON).",
-        left_out="no",
+        left_out="none",
     )
     reduce: Reduce = setting("mean", "How layers and heads become one map: mean, max or min.")
-    scale: str = setting("percentile", "Of the colours: percentile, linear, log or rank.")
+    scale: str = setting("percentile", "Scale of the colours: percentile, linear, log or rank.")
     image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
-    part: str = setting("answer", "Whose rows: the answer's tokens, or the prompt's own (prompt).")
+    part: str = setting(
+        "answer", "Rows of the answer's tokens (answer), or of the prompt's own (prompt)."
+    )
     method: str = setting(
         "attention",
         "Which explanation: attention, relative, without_sinks or localising_heads.",
@@ -49,10 +51,10 @@ class Selection:
         check(self)
 
     def view(self, run: GenerationTrace | None = None) -> View:
-        """The view that shows it.
+        """The view that shows the selection.
 
         Args:
-            run: which shows or kept the heads of `heads_from`.
+            run: the run whose shown or kept heads `heads_from` refers to.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
@@ -86,36 +88,36 @@ class ExportChoice(Selection):
     )
     own_tokens: tuple[int, ...] | None = setting(
         None,
-        "Of VAR's answer (or the second run), one token or a range, where it shows other tokens.",
+        "One token or a range of VAR's answer (or the second run), if it shows other tokens.",
         left_out="those of the first",
     )
     kind: str = setting("pdf", f"{', '.join(KINDS)}.")
     window: int = setting(
-        1, "Of an animation: each frame is the mean over so many tokens.", low=0, high=10**6
+        1, "Animation: number of tokens averaged in each frame.", low=0, high=10**6
     )
-    seconds: float = setting(0.4, "Of an animation: how long a frame is shown.", unit="seconds")
+    seconds: float = setting(0.4, "Animation: time per frame.", unit="seconds")
     width: int | None = setting(
         None,
-        "Of an animation: of a frame.",
+        "Animation: width of a frame.",
         low=0,
         high=10**9,
         unit="pixels",
-        left_out="what fits",
+        left_out="as fits",
     )
-    difference: bool = setting(True, "Of two sides, draw the second minus the first too.")
+    difference: bool = setting(True, "With two sides, also draw the second minus the first.")
     whole_answer: bool = setting(
-        False, "The scale is that of all tokens of the answer, not of the one drawn."
+        False, "Use the scale of all tokens of the answer instead of the drawn one."
     )
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 
-    def wanted(self, run: GenerationTrace | None = None) -> Wanted:
-        """The file as `web.explore.exporting` makes it.
+    def wanted(self, run: GenerationTrace | None = None) -> ExportRequest:
+        """The request for the file, as `web.explore.exporting` takes it.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
-        chosen, own = self.tokens or (), self.own_tokens or ()
-        for name, some in (("tokens", chosen), ("own_tokens", own)):
+        chosen, second_tokens = self.tokens or (), self.own_tokens or ()
+        for name, some in (("tokens", chosen), ("own_tokens", second_tokens)):
             if some and some != tuple(range(some[0], some[-1] + 1)):
                 written = ", ".join(map(str, some))
                 raise ValueError(
@@ -125,14 +127,14 @@ class ExportChoice(Selection):
             self.view(run),
             difference=self.difference,
             whole_answer=self.whole_answer,
-            colormap=cast(Colormap, self.colormap),  # `View` refuses what is none
+            colormap=cast(Colormap, self.colormap),  # `View` checks it
         )
-        return Wanted(
+        return ExportRequest(
             self.kind,
             view,
             first=chosen[0] if chosen else 0,
             last=chosen[-1] if chosen else None,
-            own=(own[0], own[-1]) if own else None,
+            second_tokens=(second_tokens[0], second_tokens[-1]) if second_tokens else None,
             window=self.window,
             seconds=self.seconds,
             width=self.width or None,

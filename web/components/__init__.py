@@ -1,1 +1,1 @@
-"""What the tabs are made of: controls from settings, colours, scripts and styles."""
+"""Building blocks of the tabs: controls made from settings, colours, scripts and styles."""

@@ -9,11 +9,11 @@ STATIC = Path(__file__).resolve().parents[1] / "static"
 
 
 def read_static(name: str) -> str:
-    """The text of a file in `web/static`; of a folder, all of its files in the order of names.
+    """The text of a file in `web/static`, or of all files of a folder there, in order of name.
 
-    They come without indentation, scripts without comments, styles without blanks beside their
-    signs: a browser needs none of it, and every visitor would load it. No text in a script goes
-    over several lines, so neither can be part of one.
+    Indentation, comments in scripts, and blanks beside signs in styles are removed: browsers do not
+    need them, and every visitor would load them. No string in a script spans several lines, so
+    these changes cannot touch the inside of a string.
     """
     path = STATIC / name
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -26,21 +26,21 @@ def _lean(file: Path) -> str:
         return re.sub(
             r" ?([{};,]|: )[\s]*", lambda sign: sign[1].strip(), re.sub(r"\s+", " ", text)
         )
-    # A comment after code stands behind a sign and no open quote, which a test checks.
+    # A comment after code follows a sign and is not inside quotes; a test checks that.
     lines = (re.sub(r"(?<=[;,{}]) // .*", "", line).strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
-# Of what a style is, where that is no single component.
+# Places that hold styles, apart from single components.
 SCOPES = {"notice": ".notice-line"}
 
 
 def page_style() -> str:
-    """All style of the page, as one sheet that is read once.
+    """All styles of the page, as one sheet that the browser reads once.
 
-    Gradio can take the style of a drawn part as its template, but then sets it anew with each
-    value, and the browser computes the style of the whole document again: with a long answer on
-    screen that makes every new token dearer.
+    Gradio can take the style of a component as its template. But then it sets the style again with
+    each value, and the browser recomputes the style of the whole document: with a long answer on
+    screen that slows down every new token.
     """
     parts = [read_static("page.css")]
     for path in sorted(STATIC.glob("*.css")):

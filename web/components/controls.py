@@ -1,4 +1,4 @@
-"""Controls of the page made of settings (`sinkscope.setting`): one for each kind of value."""
+"""Controls of the page made from settings (`sinkscope.setting`): one for each kind of value."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sinkscope.setting import REQUIRED, Setting, allowed_words, list_text, read,
 from sinkscope.web.server.uploads import Plain
 
 LONGEST_TEXT = 2000
-DEFAULT = "default"  # of a switch that may be left to the default
+DEFAULT = "default"  # choice of a switch that keeps the default
 
 
 def change_of(component: Block) -> Any:
-    """The event of a changed value: Gradio gives a component its events at run time, and its types
-    do not know them."""
+    """The change event of a component. Gradio adds events to components at run time, so its type
+    annotations do not contain them."""
     return cast(Any, component).change
 
 
 class OpenSlider(gr.Slider, metaclass=Plain):
-    """A slider whose upper end moves with the model.
+    """A slider whose upper end changes with the model.
 
-    An event may be on its way with a value from before the end moved; Gradio would refuse it, in
-    words of its own. What the setting allows is checked where settings are read.
+    An event may still carry a value from before the end changed, and Gradio would refuse it with
+    its own message. The allowed range is checked where settings are read.
     """
 
     is_template = True
@@ -36,30 +36,30 @@ class OpenSlider(gr.Slider, metaclass=Plain):
 
 
 def control(setting: Setting, value: Any = None, **look: Any) -> Component:
-    """The control of one setting, where the page is open.
+    """The control of one setting. Call it while the page is being built.
 
     Args:
-        setting: a choice is a row of buttons, a number with a usual range a slider.
-        value: at first; None: the setting's default.
-        look: what the component takes beside that, in place of what follows from the setting.
+        setting: a choice becomes a row of buttons, a number with a usual range a slider.
+        value: the first value; None: the setting's default.
+        look: further arguments of the component; they replace those derived from the setting.
     """
     value = setting.default if value is None and setting.default is not REQUIRED else value
     look = {
         "label": setting.label or setting.name.replace("_", " "),
-        "info": None if setting.called else setting.help,
+        "info": None if setting.choice_labels else setting.help,
         "elem_id": f"set-{setting.name.replace('_', '-')}",
         **look,
     }
     if setting.kind == "switch" and setting.optional:
         ways = [(setting.left_out or "default", DEFAULT), ("yes", "yes"), ("no", "no")]
-        said = DEFAULT if value is None else "yes" if value else "no"
-        return gr.Radio(ways, value=said, **look)
+        shown_value = DEFAULT if value is None else "yes" if value else "no"
+        return gr.Radio(ways, value=shown_value, **look)
     if setting.kind == "switch":
         return gr.Checkbox(value, **look)
     if setting.kind == "names" and setting.choices:
         return gr.CheckboxGroup(list(setting.choices), value=list(value or ()), **look)
     if setting.kind == "choice":
-        words = setting.called or setting.choices
+        words = setting.choice_labels or setting.choices
         return gr.Radio(list(zip(words, setting.choices, strict=True)), value=value, **look)
     if setting.kind in ("whole", "number"):
         return _number(setting, value, look)
@@ -69,22 +69,22 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
 
 def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
     is_whole = setting.kind == "whole"
-    if setting.usual is None:
+    if setting.slider_range is None:
         low = {"minimum": setting.low} if setting.low is not None else {}
         empty = {"placeholder": setting.left_out} if setting.left_out else {}
         return gr.Number(
             value, **{**low, **({"precision": 0} if is_whole else {}), **empty, **look}
         )
-    # Gradio refuses a value outside a slider's range, with a message of its own, so the range
-    # always takes in the first one.
-    low, high = min(setting.usual[0], value), max(setting.usual[1], value)
+    # Gradio refuses a value outside a slider's range with its own message, so the range always
+    # contains the first value.
+    low, high = min(setting.slider_range[0], value), max(setting.slider_range[1], value)
     kind = gr.Slider if setting.high is not None else OpenSlider
     return kind(low, high, value, step=1 if is_whole else setting.step, **look)
 
 
 def box(setting: Setting, value: Any = None, **look: Any) -> Component:
-    """The same for what `said_by` reads: nothing is refused by Gradio, in words of its own, and a
-    number that may be left out is a text, for Gradio makes an empty number 0."""
+    """A control for what `control_value` reads. Gradio refuses no value with its own messages, and
+    a number that may be left out is a text field, because Gradio turns an empty number into 0."""
     if setting.kind not in ("whole", "number"):
         return control(setting, value, **look)
     if not setting.optional:
@@ -93,8 +93,8 @@ def box(setting: Setting, value: Any = None, **look: Any) -> Component:
     return control(plain, value, **{"max_lines": 1, **look})
 
 
-def said_by(setting: Setting, value: Any) -> Any:
-    """What a control of the page says, as the field takes it (`sinkscope.setting.read`).
+def control_value(setting: Setting, value: Any) -> Any:
+    """The value of a control, as the field takes it (`sinkscope.setting.read`).
 
     Raises:
         ValueError: naming the setting.
@@ -102,11 +102,11 @@ def said_by(setting: Setting, value: Any) -> Any:
     if setting.kind == "switch" and setting.optional and isinstance(value, str):
         value = {DEFAULT: None, "yes": True, "no": False}.get(value, value)
     if setting.kind in ("whole", "number") and setting.optional and isinstance(value, str):
-        value = _number_said(setting, value)
+        value = _read_number(setting, value)
     return read(setting, value)
 
 
-def _number_said(setting: Setting, text: str) -> float | None:
+def _read_number(setting: Setting, text: str) -> float | None:
     if not text.strip():
         return None
     try:

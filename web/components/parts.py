@@ -1,7 +1,7 @@
-"""Scripts of the tabs that are not the first one: sent when such a tab is opened.
+"""Scripts of the tabs other than the first: sent when such a tab is opened.
 
-Gradio puts a component's script into the page itself, so that everybody would load all of them
-before the first map is there. Theirs is a line that fetches `part/<name>.js`.
+Gradio puts the script of a component into the page itself, so everybody would load all scripts
+before the first map appears. Here the script in the page is one line that loads `part/<name>.js`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sinkscope.web.components.assets import read_static
 
 FOLDER = "/part/"
 LATE = ("sinks", "experiments", "evaluate")
-# Its address names its content, so it never has to be asked for again.
+# The address contains a hash of the content, so browsers may cache it for ever.
 KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 
 def script_of(name: str) -> str:
-    """What a drawn component runs: its script, or what fetches it."""
+    """The script of a component that draws itself, or the line that loads it."""
     if name not in LATE:
         return read_static(name)
     mark = hashlib.sha256(read_static(name).encode()).hexdigest()[:12]
@@ -28,7 +28,7 @@ def script_of(name: str) -> str:
 
 
 class Parts:
-    """Answers `GET part/<name>.js`; everything else goes on to the app."""
+    """Answers `GET part/<name>.js`; all other requests go on to the app."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Colours and fonts of what Gradio draws; the inspector has its own in `static/inspector.css`."""
+"""Colours and fonts of Gradio's components; the inspector has its own (`static/inspector.css`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono"
 
 
 def theme() -> gr.themes.Base:
-    """Quiet surfaces, hairlines, one blue; only fonts that the system has."""
+    """Plain surfaces, thin lines, one blue; only fonts that the system has."""
     return gr.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",

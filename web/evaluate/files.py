@@ -1,7 +1,8 @@
-"""Files of a run that a browser saves: the report, its tables, the answers, or all of them.
+"""Files of a run for download: the report, its tables, the answers, or all of them.
 
-A run's own folder also names the machine, the process and the command line of the server, and where
-an upload's copy lies. That is the owner's business: what is handed out is made without these.
+A run's folder also contains the names of the machine and the process, the server's command line,
+and the path of the copy of an upload. These are private to the owner of the server, so downloads
+are made without them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sinkscope.evaluation.run_folder import CONFIG, PROVENANCE, RECORDS, SUMMARY
 from sinkscope.evaluation.statistics.settings import CompareSettings
 from sinkscope.web.server.temporary import scratch
 
-PRIVATE = ("command", "name", "process")  # of a session in provenance.json, of a record's host
+PRIVATE = ("command", "name", "process")  # keys in provenance.json and records
 MEDIA = ("report.html", "differences.csv", RECORDS, "all.zip")
 
 
@@ -28,11 +29,11 @@ def file_of(folder: Path, what: object) -> bytes:
     """One file of a run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         what: one of `MEDIA`.
 
     Raises:
-        ValueError: it is none of these, or the folder holds no run.
+        ValueError: `what` is not one of these, or the folder contains no run.
     """
     if what not in MEDIA:
         raise ValueError(f"The file is {what!r}; allowed: {', '.join(MEDIA)}.")
@@ -44,19 +45,19 @@ def file_of(folder: Path, what: object) -> bytes:
         seed = read_run(copy).config.run.seed
         report = make_report([copy], statistics=CompareSettings(seed=seed)).files
         if what == "all.zip":
-            own = {path.name: path.read_bytes() for path in sorted(copy.iterdir())}
+            contents = {path.name: path.read_bytes() for path in sorted(copy.iterdir())}
             texts = {name: text.encode("utf-8", "replace") for name, text in report.items()}
             return _zipped(
-                {name: without_place(data, folder) for name, data in (own | texts).items()}
+                {name: without_place(data, folder) for name, data in (contents | texts).items()}
             )
         return without_place(report[str(what)].encode("utf-8", "replace"), folder)
 
 
 def without_place(text: bytes, folder: Path) -> bytes:
-    """Without where the run of this folder, and the upload that it asks, lie."""
+    """The text without the paths of this run's folder and of its upload."""
     tops = {str(folder.parent), str(folder.parent.absolute()), str(folder.parent.resolve())}
     for top in sorted(tops, key=len, reverse=True):
-        for before in (top, top.replace("\\", "\\\\")):  # as JSON and TOML write it
+        for before in (top, top.replace("\\", "\\\\")):  # as JSON and TOML escape it
             for sign in ("/", "\\\\", "\\"):
                 text = text.replace(f"{before}{sign}".encode(), b"")
             text = text.replace(before.encode(), b"")
@@ -64,15 +65,15 @@ def without_place(text: bytes, folder: Path) -> bytes:
 
 
 def _zipped(files: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
         for name, data in files.items():
             out.writestr(name, data)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _copy(folder: Path, copy: Path) -> None:
-    """What the folder has, without what is private."""
+    """Copy the folder without its private parts."""
     copy.mkdir()
     shutil.copyfile(folder / CONFIG, copy / CONFIG)
     _changed(folder / PROVENANCE, copy / PROVENANCE, _public)
@@ -89,10 +90,10 @@ def _changed(source: Path, target: Path, change: Callable[[dict[str, Any]], Any]
         target.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", "utf-8")
 
 
-def _public(made: dict[str, Any]) -> dict[str, Any]:
-    sessions = made.get("sessions", [])
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    sessions = values.get("sessions", [])
     return {
-        **made,
+        **values,
         "sessions": [
             {key: value for key, value in one.items() if key not in PRIVATE} for one in sessions
         ],

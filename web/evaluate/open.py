@@ -1,5 +1,5 @@
-"""A question of a run, put into the form of Explore: its picture, prompt, and every setting that
-the run asked it with, so that Generate with Compare gives both answers again with their maps."""
+"""Opens a question of a run in the form of Explore: its picture, its prompt, and every setting of
+the run, so that Generate with Compare gives both answers again, with their maps."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from PIL import Image
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.setting import list_text, offered
+from sinkscope.setting import list_text, user_settings
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
 
 
 def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, Any]:
-    """Values of the form's controls by their names; those that stay as they are are left out.
+    """Values of the form's controls by name; controls that do not change are left out.
 
     Args:
-        handlers: of the tab.
+        handlers: the tab's handlers.
         ask: {"run": id, "question": id, "method": name of the one to compare with default}.
-        dims: what the form's box of sink dimensions says.
+        dims: content of the form's box of sink dimensions.
 
     Raises:
         ValueError: run, question or method is unknown, or another model is loaded.
@@ -40,7 +40,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
             "load the run's model under Model in Explore to open its questions."
         )
     if question.system is not None:
-        raise ValueError("This question has a system prompt, and Explore asks without.")
+        raise ValueError("This question has a system prompt, which Explore cannot use.")
     places = "image", *MORE
     if len(question.pictures) > len(places):
         raise ValueError(
@@ -49,7 +49,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
         )
     saved = [_saved(picture(), handlers.component) for picture in question.pictures]
     protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         **{name: getattr(GenerationSettings, name) for name in OF_CHECKPOINT},
         **dict.fromkeys(places),
         **dict(zip(places, saved, strict=False)),
@@ -65,30 +65,30 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
     if method not in settings:
         raise ValueError(f"The method is {method!r}; allowed: {', '.join(settings)}.")
     if (var := settings[method]) is None:
-        return made
-    made["compare"] = True
-    for one in offered(VARSettings):
+        return values
+    values["compare"] = True
+    for one in user_settings(VARSettings):
         if one.field == "dims":
             continue
         value = var.get(one.field, one.default)
         if isinstance(value, tuple):
             value = list_text(value)
-        made[one.name] = "" if value is None else value
-    own = handle.profile
-    if dims.strip() or own is None or tuple(var["dims"]) != tuple(own.dims):
-        # Said, so that nothing else decides; it also keeps the form's tau as it is set here.
-        made["dims"] = ", ".join(map(str, var["dims"]))
-        made["dims_of"] = handle.info.id
-    return made
+        values[one.name] = "" if value is None else value
+    profile = handle.profile
+    if dims.strip() or profile is None or tuple(var["dims"]) != tuple(profile.dims):
+        # Given explicitly, so that no default applies; this also keeps tau as it is set here.
+        values["dims"] = ", ".join(map(str, var["dims"]))
+        values["dims_of"] = handle.info.id
+    return values
 
 
 def updates(values: dict[str, Any], names: list[str]) -> list[Any]:
-    """One value a control of the form, in the order of the names."""
+    """One value for each control of the form, in the order of the names."""
     return [values.get(name, gr.skip()) for name in names]
 
 
 def _saved(image: Image.Image, component: gr.HTML) -> str:
-    """The picture as it was asked about, pixel by pixel, where Gradio takes images from."""
+    """Save the picture exactly as the model saw it to where Gradio takes images from."""
     data = io.BytesIO()
     image.convert("RGB").save(data, "PNG")
     return str(save_bytes_to_cache(data.getvalue(), "question.png", component.GRADIO_CACHE))

@@ -1,7 +1,7 @@
-"""What of a run of the Evaluate tab goes to the browser.
+"""The part of an Evaluate run that the browser receives.
 
-`live` is small and goes with each value while a run is under way; `build_evaluate_payload` is the
-whole result, one file packed as those of runs are. Every sentence is the report's own
+`live` is small and sent with each value while a run is in progress; `build_evaluate_payload` is the
+whole result in one file, packed like those of runs. Every sentence comes from the report
 (`evaluation.report.words`), so that page, report and terminal say the same.
 """
 
@@ -33,34 +33,34 @@ from sinkscope.web.evaluate.files import without_place
 from sinkscope.web.runs.payload import pack
 
 DEMO = "demo"
-MOST_LISTED = 300  # failures
+MOST_LISTED = 300  # failures listed at most
 LIVE_RESAMPLES = 500
 KINDS = {BETTER: "better", WORSE: "worse"}
 
 
 def read_section(folder: Path, resamples: int = RESAMPLES) -> Section:
-    """The run as a report has it, from what its folder has so far.
+    """The run as the report reads it, as far as its folder has answers.
 
     Raises:
         ValueError: there is no record yet, or no run.
     """
     run = read_config(folder / CONFIG).run
     section = gather([folder], CompareSettings(seed=run.seed, resamples=resamples))[0]
-    # Scenes have no end, so that many are asked; a stopped run has only read a part of them.
+    # Scenes can be made in any number, so the number asked for counts, not the number read.
     return replace(section, expected=run.limit)
 
 
 def live(section: Section) -> dict[str, Any]:
     """Scores and differences so far: plain values, no NaN."""
-    found = section.comparison
-    if found is None:
+    comparison = section.comparison
+    if comparison is None:
         return {"scores": [], "differences": [], "questions": 0}
     return {
-        "figure": words.figure_name(found.main),
-        "confidence": f"{100 * found.settings.confidence:.0f} % interval",
-        "questions": len(found.questions),
-        "scores": [_score(found, name) for name in found.methods],
-        "differences": [_difference(found, one) for one in found.differences],
+        "figure": words.figure_name(comparison.main),
+        "confidence": f"{100 * comparison.settings.confidence:.0f} % interval",
+        "questions": len(comparison.questions),
+        "scores": [_score(comparison, name) for name in comparison.methods],
+        "differences": [_difference(comparison, one) for one in comparison.differences],
     }
 
 
@@ -71,12 +71,12 @@ def build_evaluate_payload(
 
     Args:
         section: the run.
-        questions: its questions by id, as the data has them.
+        questions: its questions by id, as in the data.
         pictures: cluster -> address of its picture.
     """
     run = section.run.config.run
     verdicts = [one.verdict for one in section.comparison.differences] if section.comparison else []
-    said = words.conclusions(section)
+    conclusions = words.conclusions(section)
     header = {
         **live(section),
         "title": _title(section),
@@ -86,7 +86,7 @@ def build_evaluate_payload(
         "warnings": list(section.warnings),
         "said": [
             {"text": text, "kind": KINDS.get(verdicts[i], "none") if i < len(verdicts) else "none"}
-            for i, text in enumerate(said)
+            for i, text in enumerate(conclusions)
         ],
         "methods": [one.name for one in section.run.config.methods],
         "baseline": section.comparison.settings.baseline if section.comparison else "",
@@ -97,7 +97,7 @@ def build_evaluate_payload(
             for one in section.failures[:MOST_LISTED]
         ],
         "seed": run.seed,
-        "asked": _asked(section, questions, pictures),
+        "asked": _questions(section, questions, pictures),
     }
     return pack(header, {})
 
@@ -114,36 +114,36 @@ def _title(section: Section) -> str:
 
 
 def _settings(section: Section) -> str:
-    """What VAR was set to, in one line: the methods of a run differ in the control alone."""
+    """VAR's settings in one line; the methods of a run differ only in the control."""
     var = [one.var for one in section.run.config.methods if one.var is not None]
     if not var:
         return ""
     first = var[0]
     dims = ", ".join(map(str, first["dims"]))
-    said = f"VAR: keep {first['keep']:g}, tau {first['tau']:.4g}, sink dimensions {dims}"
+    text = f"VAR: keep {first['keep']:g}, tau {first['tau']:.4g}, sink dimensions {dims}"
     seeds = [one["seed"] for one in var if one.get("control") == "random"]
-    return said + (f"; seed of the control {seeds[0]}" if seeds else "")
+    return text + (f"; seed of the control {seeds[0]}" if seeds else "")
 
 
-def _score(found: Comparison, name: str) -> dict[str, Any]:
-    one = found.estimates[name][0]
-    return {"method": name, "how": one.how, **_shown(found, one)}
+def _score(comparison: Comparison, name: str) -> dict[str, Any]:
+    one = comparison.estimates[name][0]
+    return {"method": name, "how": one.how, **_shown(comparison, one)}
 
 
-def _shown(found: Comparison, one: Estimate) -> dict[str, Any]:
-    ends, between = one.interval, words.interval(found.metric, one.figure, one.interval)
-    if one.how == "bootstrap" and ends.low == ends.high:  # every draw is the same
+def _shown(comparison: Comparison, one: Estimate) -> dict[str, Any]:
+    ends, between = one.interval, words.interval(comparison.metric, one.figure, one.interval)
+    if one.how == "bootstrap" and ends.low == ends.high:  # all resamples are equal
         ends, between = Interval(math.nan, math.nan), "too few scenes"
     return {
         "value": _number(one.value),
         **_ends(ends),
-        "text": words.value(found.metric, one.figure, one.value),
+        "text": words.value(comparison.metric, one.figure, one.value),
         "between": between,
     }
 
 
-def _difference(found: Comparison, one: Difference) -> dict[str, Any]:
-    metric, figure = found.metric, one.figure
+def _difference(comparison: Comparison, one: Difference) -> dict[str, Any]:
+    metric, figure = comparison.metric, one.figure
     return {
         "method": one.method,
         "against": one.against,
@@ -161,28 +161,28 @@ def _difference(found: Comparison, one: Difference) -> dict[str, Any]:
 
 
 def _types(section: Section) -> list[dict[str, Any]]:
-    """By question type: each method's score, and each difference from the baseline."""
-    found = section.comparison
-    if found is None:
+    """For each question type: the score of each method and each difference from the baseline."""
+    comparison = section.comparison
+    if comparison is None:
         return []
-    baseline = found.settings.baseline
+    baseline = comparison.settings.baseline
     counts = {
         one.category: one.fixed + one.broken + one.same
-        for one in found.categories
+        for one in comparison.categories
         if one.against == baseline
     }
     return [
         {
             "type": name,
             "questions": counts.get(name),
-            "scores": [_shown(found, by[method]) for method in found.methods],
+            "scores": [_shown(comparison, by[method]) for method in comparison.methods],
             "differences": [
-                _difference(found, one)
-                for one in found.categories
+                _difference(comparison, one)
+                for one in comparison.categories
                 if one.category == name and one.against == baseline
             ],
         }
-        for name, by in found.by_category.items()
+        for name, by in comparison.by_category.items()
     ]
 
 
@@ -196,10 +196,10 @@ def _table(table: Table) -> dict[str, Any]:
     }
 
 
-def _asked(
+def _questions(
     section: Section, questions: Mapping[str, Question], pictures: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Every question with its answers, in the data's order."""
+    """Every question with its answers, in the order of the data."""
     by_question: dict[str, list[AnswerRecord]] = {}
     for record in section.run.records():
         by_question.setdefault(record.question, []).append(record)

@@ -1,8 +1,8 @@
 """One press of Run in the Evaluate tab: which questions, which methods, with which settings.
 
-The page asks the bundled scenes, of which there are as many as are wanted, or what was uploaded
-(`web.evaluate.upload`): neither needs a file of the machine. Benchmarks are the command line's
-(`sinkscope evaluate run`).
+The page asks the bundled scenes, which are generated in any number, or uploaded questions
+(`web.evaluate.upload`): neither needs a file on the server. Benchmarks are run from the command
+line (`sinkscope evaluate run`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, VARSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.demo import TASK
 from sinkscope.evaluation.tasks.jsonl import TASK as OWN
-from sinkscope.evaluation.wanted import Wanted
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import (
     checked,
@@ -26,14 +26,14 @@ from sinkscope.setting import (
     setting,
     settings_of,
 )
-from sinkscope.web.components.controls import said_by
+from sinkscope.web.components.controls import control_value
 from sinkscope.web.runs.request import Request
 from sinkscope.web.sinks.request import Picture
 
 MOST_QUESTIONS = 1000
 SCENES, MINE = "Drawn scenes", "My questions"
 TYPES: tuple[str, ...] = TASK.parts
-METHODS: dict[str, str] = {  # name -> what the page calls it
+METHODS: dict[str, str] = {  # name -> label on the page
     "default": "Default, the plain model",
     "var": "VAR",
     "var-random": "Random control",
@@ -59,20 +59,24 @@ class EvaluateRequest:
     dims_of: str = ""
     dims_tau: float | None = None
     questions: int = setting(
-        210,  # 30 scenes, from which on intervals of the bootstrap are long enough
-        "Asked by every method; seven a scene, or the first ones of yours. Intervals are too short "
-        "below 30 scenes.",
+        210,  # 30 scenes; with fewer, bootstrap intervals are too short
+        "Questions per method: seven per scene, or the first ones of yours. Intervals are too "
+        "short below 30 scenes.",
         low=1,
         high=MOST_QUESTIONS,
         label="Questions",
     )
     keep: float = like(VARSettings, "keep")
     tau: float | None = like(
-        VARSettings, "tau", default=None, usual=None, left_out="that of the dimensions in use"
+        VARSettings,
+        "tau",
+        default=None,
+        slider_range=None,
+        left_out="that of the dimensions in use",
     )
     seed: int = setting(
         0,
-        "Of the control's random tokens, and of the resampling.",
+        "Seed of the control's random tokens, and of the resampling.",
         low=0,
         high=HIGHEST_SEED,
         label="Seed",
@@ -81,28 +85,28 @@ class EvaluateRequest:
     def config(
         self, handle: ModelHandle, model: ModelSettings, kept: tuple[Path, int] | None = None
     ) -> RunConfig:
-        """What makes the run.
+        """The configuration of the run.
 
         Args:
-            handle: of the loaded model.
-            model: its settings, as `run.toml` is to have them.
-            kept: the copy of what was uploaded, and how many questions it has.
+            handle: the loaded model.
+            model: the model's settings, as written to `run.toml`.
+            kept: the copy of the upload, and its number of questions.
 
         Raises:
-            ValueError: naming the setting, its value and what is allowed; or VAR is wanted where
-                no sink dimensions are known.
+            ValueError: naming the setting, its value and what is allowed; or VAR is chosen but no
+                sink dimensions are known.
         """
-        said = self.check()
+        values = self.check()
         types = () if set(self.types) == set(TYPES) else tuple(t for t in TYPES if t in self.types)
-        run = RunSettings(TASK.name, parts=types, limit=said["questions"], seed=said["seed"])
+        run = RunSettings(TASK.name, parts=types, limit=values["questions"], seed=values["seed"])
         if kept is not None:
-            run = RunSettings(OWN.name, data=str(kept[0]), limit=kept[1], seed=said["seed"])
+            run = RunSettings(OWN.name, data=str(kept[0]), limit=kept[1], seed=values["seed"])
         chosen = [name for name in METHODS if name in self.methods]
-        methods = tuple(self._method(name, handle, said) for name in chosen)
+        methods = tuple(self._method(name, handle, values) for name in chosen)
         return RunConfig(run, model, methods)
 
     def check(self) -> dict[str, Any]:
-        """The settings, read and checked, by field.
+        """The settings by field, read and checked.
 
         Raises:
             ValueError: naming the setting, its value and what is allowed.
@@ -124,18 +128,18 @@ class EvaluateRequest:
                 raise ValueError(f"{name} is empty; allowed: one or more of {', '.join(allowed)}.")
             if strange := [one for one in given if one not in allowed]:
                 raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
-        said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
-        return {one.field: checked(one, said_by(one, value)) for one, value in said.items()}
+        values = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
+        return {one.field: checked(one, control_value(one, value)) for one, value in values.items()}
 
-    def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
+    def _method(self, name: str, handle: ModelHandle, given: dict[str, Any]) -> MethodSpec:
         if name == "default":
-            return Wanted(name)
-        values: dict[str, Any] = {"keep": said["keep"]}
+            return MethodSpec(name)
+        values: dict[str, Any] = {"keep": given["keep"]}
         if self.dims.strip():
             threshold = {} if self.dims_tau is None else {"tau": self.dims_tau}
             own_dims = {"dims": self.dims, **threshold}
-            own = Request(None, "", True, dims_of=self.dims_of, said=own_dims)
-            var = own.var(handle)
+            request = Request(None, "", True, dims_of=self.dims_of, values=own_dims)
+            var = request.var(handle)
             assert var is not None
             values |= {"dims": var.dims, "tau": var.tau}
         elif handle.profile is None:
@@ -143,8 +147,8 @@ class EvaluateRequest:
                 f"The sink dimensions of {handle.info.id} are not known, so {name} cannot run: "
                 "find them in the Sinks tab, or compare without it."
             )
-        if said["tau"] is not None:
-            values["tau"] = said["tau"]
+        if given["tau"] is not None:
+            values["tau"] = given["tau"]
         if name == "var-random":
-            values |= {"control": "random", "seed": said["seed"]}
-        return Wanted(name, values)
+            values |= {"control": "random", "seed": given["seed"]}
+        return MethodSpec(name, values)

@@ -1,8 +1,9 @@
-"""What happens on Run, Go on and Stop in the Evaluate tab, and on its questions. Knows no layout.
+"""Actions behind Run, Go on and Stop of the Evaluate tab, and answers to its questions. Does not
+depend on the layout.
 
-A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. Its answers are
-records in a folder of its own, as `sinkscope evaluate run` writes them; scores, intervals and words
-are computed from these, while it runs and later.
+A run is a job (`jobs.runner`) in the same queue as answers of the Explore tab. Its answers are
+records in a folder of its own, in the format of `sinkscope evaluate run`; scores, intervals and
+texts are computed from these records, during the run and later.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Summary
 from sinkscope.evaluation.settings import RunConfig, read_config
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.evaluate.files import file_of, without_place
@@ -36,7 +37,6 @@ from sinkscope.web.evaluate.payload import (
 from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -49,42 +49,43 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.tab_handlers import TabHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 
-EVALUATE = "evaluate"  # the kind of job that the tab's Stop is for
+EVALUATE = "evaluate"  # the kind of job that the tab's Stop ends
 PICTURE_SIDE = 220
-LIVE_SECONDS = 1.0  # between two looks at the records
-LIVE_SHARE = 10  # of its own time, at least so much passes until the next look
+LIVE_SECONDS = 1.0  # between two readings of the records
+LIVE_SHARE = 10  # a reading that took t seconds is repeated after 10 t at the earliest
 
 Ask = Callable[[ModelHandle], RunConfig]
 
 
 @dataclass
 class _Live:
-    """Scores while a run is under way; looked at again when enough time has passed."""
+    """Scores while a run is in progress; read again when enough time has passed."""
 
     folder: Path
     begun: float = field(default_factory=time.monotonic)
     due: float = 0.0
     shown: dict[str, Any] = field(default_factory=dict)
-    first: int | None = None  # questions that were answered before this job began
+    first: int | None = None  # questions answered before this job began
 
     def look(self, done: int) -> dict[str, Any] | None:
-        """The scores so far, where they are new."""
+        """The scores so far; None if they are not due again or there are none."""
         now = time.monotonic()
         if not done or now < self.due:
             return None
         try:
-            made = live(read_section(self.folder, LIVE_RESAMPLES))
+            payload = live(read_section(self.folder, LIVE_RESAMPLES))
         except ValueError:  # no record yet
             return None
         spent = time.monotonic() - now
         self.due = time.monotonic() + max(LIVE_SECONDS, LIVE_SHARE * spent)
-        return made
+        return payload
 
     def left(self, done: int, total: int) -> float | None:
-        """Seconds until the run is over, at the pace so far."""
+        """Estimated seconds until the run is over, at the speed so far."""
         self.first = done if self.first is None else self.first
         new = done - self.first
         if new <= 0 or not total:
@@ -93,11 +94,11 @@ class _Live:
 
 
 class EvaluateHandlers(TabHandlers):
-    """The tab's actions (`TabHandlers`); answers of a run that was stopped stay.
+    """The tab's actions (`TabHandlers`); the answers of a stopped run are kept.
 
     Args:
-        answer: what answers the questions; tests put their own here.
-        copies: those of runs, beside which this tab keeps its own.
+        answer: answers the questions; tests pass their own.
+        copies: the served files of Explore's runs, which share a folder with those of this tab.
     """
 
     kind = EVALUATE
@@ -109,14 +110,14 @@ class EvaluateHandlers(TabHandlers):
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.answer = answer
         self.store = EvaluateStore(
             settings.app.cache / "page_evaluations",
             owned=bool(settings.app.login),
-            copies=Copies(copies),
+            copies=ServedFiles(copies),
         )
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
@@ -138,7 +139,7 @@ class EvaluateHandlers(TabHandlers):
             nonlocal kept
             most = request.check()["questions"]
             if (handle := self.loaded.handle) is not None:
-                ask(handle)  # so that nobody waits in the line for a refusal
+                ask(handle)  # check now, so that nobody queues only to be refused
             if request.source == MINE:
                 folder = self.store.data(run_id)
                 limits = self.settings.images
@@ -150,13 +151,13 @@ class EvaluateHandlers(TabHandlers):
             self.store.forget(run_id)
 
     def _decoded(self, image: Path | bytes, limits: ImageLimits) -> Image.Image:
-        """An image of an upload; this process reads the copy alone that is made of it."""
+        """An image of an upload; this process reads only the copy made of it."""
         if isinstance(image, bytes):
             return self.images.open_bytes(image, limits)
         return self.images.open_upload(str(image), limits, image.name)
 
     def go_on(self, run_id: object, session: str) -> Values:
-        """The same for a run that was stopped, or of which questions failed.
+        """The same for a run that was stopped, or some of whose questions failed.
 
         Raises:
             gr.Error: after the error value.
@@ -183,7 +184,7 @@ class EvaluateHandlers(TabHandlers):
         check()
         job = self.runner.job(session, EVALUATE)
         with self.store.writing(run_id) as folder:
-            said, seen = "", _Live(folder)
+            text, seen = "", _Live(folder)
             work = partial(self._work, ask, folder)
             try:
                 yield from result_values(
@@ -196,11 +197,11 @@ class EvaluateHandlers(TabHandlers):
                 if not stopped.done:
                     words = f"{job.ended_by} before a question was answered."
                     raise ValueError(words) from stopped
-                said = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
-            yield self._value(run_id, folder, said)  # behind the job: the model is free again
+                text = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
+            yield self._value(run_id, folder, text)  # after the job, so the model is free again
 
     def _work(self, ask: Ask, folder: Path, job: Job) -> None:
-        """In the job's thread, which alone holds the model meanwhile."""
+        """Runs in the job's thread, which has the model to itself meanwhile."""
         handle = loaded_handle(self.loaded)
         job.enter("Starting")
         config = ask(handle)
@@ -209,11 +210,11 @@ class EvaluateHandlers(TabHandlers):
         self.answer(handle, config, prepared, folder, **job.hooks)
 
     def _model(self, handle: ModelHandle) -> ModelSettings:
-        """The model's settings as the run's file has them: those of the start, where it is that
-        model, without a profile's path, for methods have all that it says."""
+        """The model's settings for the run's file: the start's settings if they are of this model.
+        Without the path of a profile, because the methods contain all its values."""
         start, info = self.settings.model, handle.info
-        own = start if start.model == info.id else ModelSettings(info.id)
-        return replace(own, profile=None)
+        model_settings = start if start.model == info.id else ModelSettings(info.id)
+        return replace(model_settings, profile=None)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -224,10 +225,10 @@ class EvaluateHandlers(TabHandlers):
         questions = look_up(section.run, asked).questions
         pictures: dict[str, str] = {}
         for one in questions.values():
-            if one.cluster not in pictures:  # one picture a scene
+            if one.cluster not in pictures:  # one picture for each scene
                 image = encode_image(one.pictures[0](), PICTURE_SIDE)
-                made = self.store.keep(run_id, cached(*image, self.component))
-                pictures[one.cluster] = made["url"]
+                value = self.store.keep(run_id, cached(*image, self.component))
+                pictures[one.cluster] = value["url"]
         data = build_evaluate_payload(section, questions, pictures)
         seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
         whole = section.complete and not stopped
@@ -243,7 +244,7 @@ class EvaluateHandlers(TabHandlers):
     # --- questions of the component: no queue and no model; one JSON argument; {"error": ...} -----
 
     def open_evaluation(self, ask: Any) -> dict[str, Any]:
-        """A run by its id: {"run": id}."""
+        """Open a run by its id: {"run": id}."""
         try:
             run_id = str(field_of(ask, "run"))
             return self._value(run_id, self.store.find(run_id))
@@ -251,7 +252,7 @@ class EvaluateHandlers(TabHandlers):
             return {"error": str(error)}
 
     def evaluation_file(self, ask: Any) -> dict[str, Any]:
-        """A file of a run: {"run": id, "what": one of `evaluate_files.MEDIA`}."""
+        """Download a file of a run: {"run": id, "what": one of `evaluate_files.MEDIA`}."""
         assert self.component is not None
         what, run_id = field_of(ask, "what"), field_of(ask, "run")
         try:
@@ -262,7 +263,7 @@ class EvaluateHandlers(TabHandlers):
         return {**self.store.keep(run_id, cached(data, name, self.component)), "name": name}
 
     def forget_evaluation(self, ask: Any) -> dict[str, Any]:
-        """Delete a run, its records and what was made of it: {"run": id}."""
+        """Delete a run, its records and the files made from it: {"run": id}."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
         try:
@@ -280,16 +281,16 @@ class EvaluateHandlers(TabHandlers):
         run = read_run(self.store.find(field_of(ask, "run")))
         name = field_of(ask, "question")
         places = {one.question: one.index for one in run.records() if one.question == name}
-        found = look_up(run, places).questions
-        if not isinstance(name, str) or name not in found:
+        questions = look_up(run, places).questions
+        if not isinstance(name, str) or name not in questions:
             raise ValueError("This question is not one of the run.")
-        return run, found[name]
+        return run, questions[name]
 
 
-def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
+def _running(run_id: str, job: Job, at: JobProgress, seen: _Live) -> dict[str, Any]:
     if at.stage == "Answering" and (shown := seen.look(at.done)) is not None:
         seen.shown = shown
-        at = job.at  # looking took its time
+        at = job.at  # reading takes time, so the job has gone on
     message = "Stopping after the questions at hand" if job.stopped else at.stage
     value = running_value(run_id, at, message, "questions")
     if at.stage != "Answering":

@@ -1,8 +1,8 @@
 """Folders of the Evaluate tab's runs, under the app's cache folder.
 
-A browser holds a run's id, which cannot be guessed. Where nobody logs in, that is the whole of its
-right to see it; where users do, a file in the run's folder says whose it is. The records are the
-run: what is shown of it is computed from them again.
+A browser has a run's id, which cannot be guessed. Without logins, whoever has the id may see the
+run; with logins, a file in the run's folder names its owner. Only the records are stored: what the
+page shows is computed from them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.utils import write_atomically
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.owners import OWNER, user_now
-from sinkscope.web.runs.results import mine
+from sinkscope.web.runs.results import is_current_user
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 
 MOST_RUNS = 100
@@ -34,10 +34,10 @@ class EvaluateStore:
     """Safe to use from several threads.
 
     Args:
-        folder: of all runs; made when the first one comes.
-        clock: seconds; tests have their own.
-        owned: whether users log in, so that each sees the own runs alone.
-        copies: of this store's runs.
+        folder: parent of all runs' folders; created with the first run.
+        clock: time in seconds; tests pass their own.
+        owned: whether users log in, so that each user sees only their own runs.
+        copies: the served files of this store's runs.
     """
 
     def __init__(
@@ -45,30 +45,30 @@ class EvaluateStore:
         folder: Path,
         clock: Callable[[], float] = time.time,
         owned: bool = False,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         self._folder, self._clock, self._owned = folder, clock, owned
-        self.copies = copies or Copies()
+        self.copies = copies or ServedFiles()
         self._open: set[str] = set()
         self._lock = threading.Lock()
 
     def new(self) -> str:
-        """The id of a run that begins; runs that are too many or too old go."""
+        """The id of a new run; removes runs beyond the number or age limit."""
         with self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._drop()
         return new_id()
 
     def place(self, run_id: str) -> Path:
-        """The folder of a run; its name is what was asked, for that is a report's title."""
+        """The folder of a run; it is named after the questions, because a report's title is."""
         return self._folder / run_id / ("questions" if self.data(run_id).is_dir() else "demo")
 
     def data(self, run_id: str) -> Path:
-        """The folder of the questions that were uploaded for a run, where they were."""
+        """The folder for questions uploaded for a run; it may not exist."""
         return self._folder / run_id / DATA
 
     def forget(self, run_id: str) -> None:
-        """Remove what is kept of a run that has no records: it was never begun."""
+        """Remove the files of a run that has no records because it never started."""
         with self._lock:
             known = _ID.fullmatch(run_id) and run_id not in self._open
             if known and not any(self.place(run_id).glob("records*.jsonl")):
@@ -78,7 +78,7 @@ class EvaluateStore:
         """The folder of a run that has records.
 
         Raises:
-            ValueError: it is unknown, gone, or another user's.
+            ValueError: it is unknown, was removed, or belongs to another user.
         """
         if isinstance(run_id, str) and _ID.fullmatch(run_id):
             folder = self.place(run_id)
@@ -87,15 +87,15 @@ class EvaluateStore:
         raise ValueError(GONE)
 
     def keep(self, run_id: str, value: dict[str, Any]) -> dict[str, Any]:
-        """A value for the page whose files go when the run goes."""
+        """Register the files in a value for the page, so that they are removed with the run."""
         self.copies.add([run_id], files_in(value))
         return value
 
     def delete(self, run_id: str) -> None:
-        """Remove a run that who asks may see, with what was made of it.
+        """Remove a run that the current user may see, with the files made from it.
 
         Raises:
-            ValueError: it is unknown, gone, another user's, or under way.
+            ValueError: it is unknown, was removed, belongs to another user, or is in progress.
         """
         self.find(run_id)
         with self._lock:
@@ -105,20 +105,20 @@ class EvaluateStore:
         self.copies.drop(run_id)
 
     def _may_see(self, run_id: str) -> bool:
-        return not self._owned or mine(self._owner(run_id))
+        return not self._owned or is_current_user(self._owner(run_id))
 
     def _owner(self, run_id: str) -> str | None:
         try:
             return (self._folder / run_id / OWNER).read_text(encoding="utf-8")
-        except (OSError, ValueError):  # there is none, or it is damaged
+        except (OSError, ValueError):  # there is no such file, or it is damaged
             return None
 
     @contextmanager
     def writing(self, run_id: str) -> Iterator[Path]:
-        """The folder of a run, for the one job that writes it.
+        """The folder of a run, for the one job that writes to it.
 
         Raises:
-            ValueError: another one does already.
+            ValueError: another job already writes to it.
         """
         with self._lock:
             if run_id in self._open:
@@ -132,7 +132,7 @@ class EvaluateStore:
                 self._open.discard(run_id)
 
     def _claim(self, run_id: str) -> None:
-        """A run that begins belongs to who asks for it."""
+        """Record the current user as the owner of a run that begins."""
         user, path = user_now(), self._folder / run_id / OWNER
         if self._owned and user is not None and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,20 +19,20 @@ from gradio.blocks import Block
 from gradio.components import Component
 from gradio.data_classes import FileData
 
-from sinkscope.setting import offered
+from sinkscope.setting import user_settings
 from sinkscope.web.components.controls import LONGEST_TEXT, control
 from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import METHODS, MINE, SCENES, TYPES, EvaluateRequest
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.explore.form import Form
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
 
-# Once the form has its values: what Generate does is Explore's own matter.
+# Runs once the form has its values; from there on, Explore does what Generate does.
 GENERATE = (
     "() => { [...document.querySelectorAll('#tabs [role=tab]')]"
     ".find((tab) => tab.textContent.trim() === 'Explore').click();"
@@ -43,23 +43,23 @@ GENERATE = (
 UPLOAD_HELP = (
     "A row has a question, its answer and an image: "
     '`{"question": "What colour?", "answer": "red", "image": "a.png"}`; `choices` make it a '
-    "multiple choice. Every row must be right; the first that is not is named. For benchmarks and "
-    "large files take the command line: `sinkscope evaluate run`."
+    "multiple choice. Every row must be valid; the first invalid one is named. For benchmarks and "
+    "large files use the command line: `sinkscope evaluate run`."
 )
 
 
 def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
-    """Lay the tab out where the page is open, and connect it.
+    """Lay out the tab in the page that is being built, and connect it.
 
     Args:
-        handlers: what the controls call; learns which component shows results.
-        explore: the form that a question is put into.
+        handlers: called by the controls; learns which component shows results.
+        explore: the form that "open question" fills in.
     """
     with gr.Row(elem_id="evaluate-desk"):
         with gr.Column(elem_id="evaluate-ask", min_width=260):
             controls, go, stop = _build_form()
         with gr.Column(elem_id="evaluate-see", min_width=320):
-            shown = drawn(
+            shown = html_component(
                 "evaluate",
                 {"phase": "empty"},
                 [
@@ -76,10 +76,10 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
         "dims_tau": explore.tau,
     }
     waiting: dict[str, Any] = {
-        "api_visibility": "private",  # the command line is the way to do it by script
+        "api_visibility": "private",  # scripts use the command line
         "show_progress": "hidden",
         "concurrency_id": "gpu",
-        "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in the line
+        "concurrency_limit": handlers.settings.app.queue_size + 8,  # the runner queues them
         "trigger_mode": "once",
     }
     at_once: dict[str, Any] = {
@@ -105,8 +105,8 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
         [(words, name) for name, words in METHODS.items()],
         value=list(METHODS),
         label="Methods",
-        info="On the same questions, each against Default. The control treats as many random image "
-        "tokens as if they were the sinks.",
+        info="All answer the same questions and are compared with Default. The control treats as "
+        "many random image tokens as if they were the sinks.",
         elem_id="evaluate-methods",
     )
     source = gr.Radio([SCENES, MINE], value=SCENES, label="Questions", elem_id="evaluate-source")
@@ -130,27 +130,27 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
         show_progress="hidden",
         api_visibility="private",
     )
-    made: dict[str, Component] = {
+    controls: dict[str, Component] = {
         "methods": methods,
         "source": source,
         "types": types,
         "files": files,
     }
-    for one in offered(EvaluateRequest, "seed"):
-        made[one.name] = _control(one)
+    for one in user_settings(EvaluateRequest, "seed"):
+        controls[one.name] = _control(one)
     with gr.Row(elem_id="evaluate-actions"):
         go = gr.Button("Run", variant="primary", elem_id="evaluate-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="evaluate-stop", min_width=60)
     with gr.Accordion("More settings", open=False, elem_id="evaluate-settings"):
-        for one in offered(EvaluateRequest):
-            if one.name not in made:
-                made[one.name] = _control(one)
-    return made, go, stop
+        for one in user_settings(EvaluateRequest):
+            if one.name not in controls:
+                controls[one.name] = _control(one)
+    return controls, go, stop
 
 
 def _control(one: Any) -> Component:
     name = f"evaluate-{one.name.replace('_', '-')}"
-    if one.optional:  # a box for numbers cannot be empty
+    if one.optional:  # a number box cannot be empty
         look = {"placeholder": one.left_out, "max_length": LONGEST_TEXT, "elem_id": name}
         return gr.Textbox("", label=one.label or one.name, info=one.help, **look)
     return control(one, elem_id=name)

@@ -1,9 +1,9 @@
-"""A visitor's own questions for the Evaluate tab: one file with rows, and the images that it names.
+"""A user's own questions for the Evaluate tab: one file with rows, and the images that it names.
 
-Only what was uploaded is opened: a row's image names lead to the files that came with it, by the
-last part of their name, and no path of the machine is ever followed. What a run then reads is a
-copy made here, in which every name is one of ours. So whoever opens the run later, report or page,
-opens nothing else either.
+Only uploaded files are opened: the image names of a row are matched with the uploaded files by
+their last path component, and no path on the server is ever followed. A run reads a copy made here,
+in which all names are chosen by us. So later readers of the run, such as the report or the page,
+open no other files either.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sinkscope.evaluation.data import Row, StoredPicture, open_data
 from sinkscope.evaluation.tasks.base import RowFault
 from sinkscope.evaluation.tasks.jsonl import TABLE, TASK, question_of
 from sinkscope.models.images import ImageError, open_image
-from sinkscope.records.pictures import Uploaded, picture
+from sinkscope.records.pictures import UploadedPictures, picture
 from sinkscope.records.record import RecordError
 from sinkscope.records.sources import file_source
 from sinkscope.records.text import Damaged
@@ -33,9 +33,9 @@ from sinkscope.web.sinks.request import Picture
 
 QUESTIONS = "questions.jsonl"
 MOST_FILES = 1000
-MOST_BYTES = 200_000_000  # of the images of one run, as they were uploaded
-MOST_KEPT = 2_000_000_000  # of them as they are kept
-_NAMED = 3  # faults that a refusal names
+MOST_BYTES = 200_000_000  # total size of one run's images as uploaded
+MOST_KEPT = 2_000_000_000  # their total size as stored
+_NAMED = 3  # errors that a refusal lists
 
 
 def keep_questions(
@@ -45,21 +45,21 @@ def keep_questions(
     most: int,
     opened: Callable[[Path | bytes, ImageLimits], Image.Image] = open_image,
 ) -> tuple[Path, int]:
-    """Check uploaded questions, and put a copy of them and their images into a new folder.
+    """Check uploaded questions, and write a copy of them and their images into a new folder.
 
     Args:
-        files: all that was uploaded: one with questions in any layout of docs/data.md, and images.
-        folder: is made.
-        limits: of images.
-        most: how many questions are taken, the first ones.
-        opened: opens an image; the copy is a PNG of ours with its pixels, without loss.
+        files: all uploaded files: one with questions in any layout of docs/data.md, and images.
+        folder: is created.
+        limits: limits of images.
+        most: the maximal number of questions; the first ones are taken.
+        opened: opens an image; the copy is a lossless PNG of its pixels.
 
     Returns:
-        The file of the copy (JSON lines), and how many questions it has.
+        The file of the copy (JSON lines), and its number of questions.
 
     Raises:
-        ValueError: there is no such file, an image is missing, or a row cannot be asked; the first
-            ones are named. Nothing is written then, but for the folder.
+        ValueError: there is no file with questions, an image is missing, or a row cannot be asked;
+            the first errors are listed. Nothing is written then except the folder.
     """
     if len(files) > MOST_FILES:
         raise ValueError(f"{len(files)} files were uploaded; allowed: at most {MOST_FILES}.")
@@ -85,8 +85,10 @@ def keep_questions(
                 copies.name_of(one) for one in question.pictures if isinstance(one, StoredPicture)
             ]
         except (RowFault, RecordError, ImageError) as error:
-            said = str(error).rstrip(".")
-            faults.append(said if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {said}")
+            message = str(error).rstrip(".")
+            faults.append(
+                message if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {message}"
+            )
             continue
         asked.append(question)
         lines.append(json.dumps(_line(question, names), ensure_ascii=False) + "\n")
@@ -102,27 +104,27 @@ def keep_questions(
 
 
 def _rows(file: Picture, files: Sequence[Picture]) -> Iterator[Row]:
-    """The rows of the uploaded file; names of images lead to what came with it."""
+    """The rows of the uploaded file; names of images are matched with the uploaded files."""
     named: dict[str, Path | None] = {}
     for one in files:
         if one is not file:
             short = _short(one)
             named[short] = None if short in named else upload_path(str(one.path))
-    pictures = Uploaded(named)
+    pictures = UploadedPictures(named)
     source = file_source(upload_path(str(file.path)), pictures, _short(file), damaged=True)
     for number, values in source.rows():
         where = source.place(number)
         if isinstance(values, Damaged):
             yield Row({}, number, where, pictures, TABLE, values.reason)
         elif not isinstance(values, dict):
-            yield Row({}, number, where, pictures, TABLE, f"{where} is no object")
+            yield Row({}, number, where, pictures, TABLE, f"{where} is not an object")
         else:
             yield Row(values, number, where, pictures, TABLE)
 
 
 @dataclass
 class _Copies:
-    """Images that were looked at and copied, by names of ours."""
+    """Images that were checked and copied, with names of our own."""
 
     folder: Path
     limits: ImageLimits
@@ -132,23 +134,27 @@ class _Copies:
     kept: int = 0
 
     def name_of(self, given: StoredPicture) -> str:
-        """The name of the copy.
+        """The name of the copy of an image.
 
         Raises:
             ImageError: the image is not among the uploads, or cannot be used.
-            ValueError: all of them are too large together.
+            ValueError: all images together are too large.
         """
-        found = picture(given.reference, given.pictures, self.limits.max_bytes)
-        if found in self.names:
-            return self.names[found]
-        self.size += len(found) if isinstance(found, bytes) else found.stat().st_size
+        opened_picture = picture(given.reference, given.pictures, self.limits.max_bytes)
+        if opened_picture in self.names:
+            return self.names[opened_picture]
+        self.size += (
+            len(opened_picture)
+            if isinstance(opened_picture, bytes)
+            else opened_picture.stat().st_size
+        )
         _check_sum(self.size, MOST_BYTES, "together")
-        image = self.opened(found, self.limits)
+        image = self.opened(opened_picture, self.limits)
         name = f"{len(self.names) + 1:05}.image"
         write_image(image, self.folder / name)
         self.kept += (self.folder / name).stat().st_size
         _check_sum(self.kept, MOST_KEPT, "together without compression")
-        self.names[found] = name
+        self.names[opened_picture] = name
         return name
 
 
@@ -161,9 +167,9 @@ def _check_sum(size: int, most: int, how: str) -> None:
 
 
 def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:
-    """A row that is read as the same question."""
+    """A row that is read back as the same question."""
     truth = question.truth
-    made: dict[str, Any] = {
+    line: dict[str, Any] = {
         "id": question.id,
         "question": question.text,
         "image": list(images),
@@ -171,35 +177,36 @@ def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:
         "cluster": question.cluster,
     }
     if question.options:
-        texts = [said for _, said in question.options]
-        made["choices"] = texts
-        own = dict(question.options)[truth]
-        made["answer"] = own if texts.count(own) == 1 else truth
+        texts = [option for _, option in question.options]
+        line["choices"] = texts
+        true_option = dict(question.options)[truth]
+        line["answer"] = true_option if texts.count(true_option) == 1 else truth
     elif isinstance(truth, tuple):
-        made["answers"] = list(truth)
+        line["answers"] = list(truth)
     else:
-        made["answer"] = truth
+        line["answer"] = truth
     if question.system is not None:
-        made["system"] = question.system
-    return {key: value for key, value in made.items() if value != ""}
+        line["system"] = question.system
+    return {key: value for key, value in line.items() if value != ""}
 
 
 def _check_copy(path: Path, asked: Sequence[Question]) -> None:
-    """That the copy asks what the upload asks.
+    """Check that the copy asks the same questions as the upload.
 
     Raises:
-        ValueError: a row is in a layout that a copy cannot have.
+        ValueError: a row has a layout that cannot be copied.
     """
     read = TASK.read(open_data(str(path), None, TASK.tables))
-    for own, copied in zip(asked, read, strict=True):
+    for original, copied in zip(asked, read, strict=True):
         same = isinstance(copied, Question) and all(
-            getattr(own, name) == getattr(copied, name)
+            getattr(original, name) == getattr(copied, name)
             for name in ("id", "text", "truth", "options", "category", "cluster", "system")
         )
         if not same:
             raise ValueError(
-                f"The question {own.id} cannot be taken from an upload as it is; the command line "
-                "asks it (sinkscope evaluate run --task jsonl --data FILE)."
+                f"The question {original.id} cannot be used from an upload; the "
+                "command line "
+                "can ask it (sinkscope evaluate run --task jsonl --data FILE)."
             )
 
 

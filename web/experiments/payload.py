@@ -1,7 +1,7 @@
-"""What of a result of the Experiments tab goes to the browser: one file, packed as those of runs.
+"""The part of an experiment's result that the browser receives: one file, packed like a run's.
 
-Its header holds every sentence and table cell as text, which the browser shows as it is, and the
-addresses of figures and files.
+Its header contains every sentence and table cell as text, which the browser shows unchanged, and
+the addresses of figures and files.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from sinkscope.experiments.compare import is_comparison
 from sinkscope.experiments.result import Cell, Chart, Result, Table, Verdict
 from sinkscope.web.runs.payload import pack
 
-MOST_ROWS = 40  # of a table on the page; its file has all of them
+MOST_ROWS = 40  # rows of a table shown on the page; its file contains all
 CONDITIONS = (
     ("A", "causal", "Whether taking the factor away takes the sinks away, and controls do not."),
-    ("B", "specific", "Whether the sink tokens alone stand out on the factor."),
+    ("B", "specific", "Whether only the sink tokens stand out on the factor."),
 )
 WORDS = {
     "positive": "Both conditions hold.",
@@ -33,8 +33,8 @@ def build_experiment_payload(
     """The result as the tab loads it.
 
     Args:
-        result: of the experiment.
-        files: name of a file -> its address; those of `experiments.saving.save_result`, and a zip.
+        result: the experiment's result.
+        files: file name -> address; the files of `experiments.saving.save_result`, and a zip.
         sizes: name of a PNG file -> its width and height.
     """
     findings = result.findings
@@ -46,7 +46,7 @@ def build_experiment_payload(
         "label": label_of(result),
         "question": result.question,
         "model": str(result.model.get("id")),
-        # Of two side by side the first thing to know is what each is.
+        # When two results are side by side, a reader first needs to know what each is.
         "summary": [*(findings.notes[:2] if compared else ()), *findings.summary],
         "notes": list(findings.notes[2 if compared else 0 :]),
         "verdict": None if findings.verdict is None else _verdict(findings.verdict),
@@ -64,15 +64,15 @@ def build_experiment_payload(
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    """The word, both conditions with what was measured and by which thresholds, and what else."""
+    """The verdict's word, both conditions with measurements and thresholds, and further remarks."""
     texts, limits = list(verdict.text), list(verdict.thresholds)
     conditions = []
     for (key, name, meaning), holds in zip(
         CONDITIONS, (verdict.causal, verdict.specific), strict=True
     ):
-        said = [text for text in texts if text.startswith(f"{key} ({name})")]
+        sentences = [text for text in texts if text.startswith(f"{key} ({name})")]
         thresholds = [text for text in limits if text.startswith(f"{key}: ")]
-        texts = [text for text in texts if text not in said]
+        texts = [text for text in texts if text not in sentences]
         limits = [text for text in limits if text not in thresholds]
         conditions.append(
             {
@@ -81,7 +81,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
                 "meaning": meaning,
                 "holds": holds,
                 "word": "not tested" if holds is None else "holds" if holds else "does not hold",
-                "text": " ".join(_after_answer(text) for text in said),
+                "text": " ".join(_after_answer(text) for text in sentences),
                 "threshold": "; ".join(text[3:] for text in thresholds),
             }
         )
@@ -94,10 +94,10 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _after_answer(text: str) -> str:
-    """`A (causal): no. Of the ...` without what the page shows as a badge."""
+    """`A (causal): no. Of the ...` without the part that the page shows as a badge."""
     for answer in ("yes", "no"):
-        _, found, rest = text.partition(f": {answer}. ")
-        if found:
+        _, separator, rest = text.partition(f": {answer}. ")
+        if separator:
             return rest
     return text
 
@@ -120,14 +120,14 @@ def _table(table: Table, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _columns(names: Sequence[str]) -> list[tuple[int, bool]]:
-    """Which columns are shown, and whether the two behind one are the ends of its interval."""
-    made, i = [], 0
+    """The columns shown, each with whether the next two are the ends of its interval."""
+    columns, i = [], 0
     while i < len(names):
         stem, is_low, _ = (*names, "")[i + 1].partition("_low")
         wide = bool(is_low and names[i].startswith(stem) and f"{stem}_high" in names[i + 2 : i + 3])
-        made.append((i, wide))
+        columns.append((i, wide))
         i += 3 if wide else 1
-    return made
+    return columns
 
 
 def _ends(row: Sequence[Cell], i: int, wide: bool) -> str:
@@ -169,7 +169,7 @@ def _file(name: str, files: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _facts(result: Result) -> list[list[str]]:
-    """Where it all comes from, in rows of a name and a text."""
+    """What the result was made from, as rows of a name and a text."""
     model = result.model
     groups = ", ".join(f"{name} {count}" for name, count in result.groups.items())
     revision = model.get("revision")
@@ -185,10 +185,10 @@ def _facts(result: Result) -> list[list[str]]:
 
 
 def label_of(result: Result) -> str:
-    """What tells a run from others in a list."""
-    own = result.settings.get("experiment", {})
+    """A label that distinguishes a run from others in a list."""
+    settings = result.settings.get("experiment", {})
     listed = ", ".join(
-        f"{name} {_plain(value)}" for name, value in own.items() if value is not None
+        f"{name} {_plain(value)}" for name, value in settings.items() if value is not None
     )
     model = str(result.model.get("id")).rstrip("/").rsplit("/", 1)[-1]
     parts = [result.experiment, listed, model, f"{len(result.samples)} samples"]

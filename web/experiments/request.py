@@ -1,4 +1,4 @@
-"""One press of Run in the Experiments tab: what it asks for, and the samples it comes to."""
+"""One press of Run in the Experiments tab: its values, and the samples that they select."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.jobs.job import Job
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import REQUIRED, checked, explained, offered, refuse, setting, settings_of
+from sinkscope.setting import (
+    REQUIRED,
+    checked,
+    explained,
+    refuse,
+    setting,
+    settings_of,
+    user_settings,
+)
 from sinkscope.sinks.samples import PROMPT, Sample
-from sinkscope.web.components.controls import said_by
+from sinkscope.web.components.controls import control_value
 from sinkscope.web.server.uploads import MOST_FILES, upload_path
 from sinkscope.web.sinks.request import (
     IMAGES,
@@ -34,13 +42,13 @@ TEXT_FILES = (".txt", ".text", ".md")
 @explained
 @dataclass(frozen=True)
 class ExperimentRequest:
-    """What the tab's controls say; `check` looks at it.
+    """The values of the tab's controls; `check` validates them.
 
-    `name` is the experiment's. `source` is `BUNDLED` (drawn scenes, for a text model our own
-    prompts) or `MINE` (`pictures`: images, a file with questions about them among them, or for a
-    text model a text file). `prompt` is asked about every image without a question of its own.
-    `own` and `study` are what the controls of the experiment's settings and of those of all
-    experiments say, by the names that users know.
+    `name` is the experiment's name. `source` is `BUNDLED` (drawn scenes; for a text model, our own
+    prompts) or `MINE` (`pictures`: images, optionally with a file of questions about them; for a
+    text model, a text file). `prompt` is asked about every image without a question of its own.
+    `own` and `study` are the values of the controls for the experiment's settings and for the
+    settings of all experiments, by the names that users see.
     """
 
     name: str
@@ -50,11 +58,15 @@ class ExperimentRequest:
     own: Mapping[str, Any] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
     samples: int = setting(
-        16, "More give narrower intervals.", low=1, high=MOST_SAMPLES, label="How many"
+        16,
+        "Number of samples; more give narrower intervals.",
+        low=1,
+        high=MOST_SAMPLES,
+        label="How many",
     )
 
     def check(self) -> tuple[Experiment, Any, StudySettings]:
-        """The experiment, its settings, and those of all experiments.
+        """The experiment, its settings, and the settings of all experiments.
 
         Raises:
             ValueError: naming the setting, its value and what is allowed.
@@ -65,28 +77,31 @@ class ExperimentRequest:
         if not isinstance(self.prompt, str) or len(self.prompt) > LONGEST_PROMPT:
             raise ValueError(f"The question has more than {LONGEST_PROMPT} characters.")
         (samples,) = settings_of(ExperimentRequest)
-        checked(samples, said_by(samples, self.samples))
+        checked(samples, control_value(samples, self.samples))
         if self.source == MINE and not self.pictures:
             raise ValueError("There is no file. Upload some, or take the bundled samples.")
         if len(self.pictures) > MOST_FILES:
             raise ValueError(
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
-        own, study = (_made(experiment.settings, self.own), _made(StudySettings, self.study))
-        return experiment, own, study
+        settings, study = (
+            _settings_from(experiment.settings, self.own),
+            _settings_from(StudySettings, self.study),
+        )
+        return experiment, settings, study
 
     @property
     def count(self) -> int:
-        """How many samples, as a whole number."""
+        """The number of samples, as an integer."""
         return int(self.samples)
 
 
-def _made(cls: type[Any], said: Mapping[str, Any]) -> Any:
-    """The settings that controls say."""
+def _settings_from(cls: type[Any], given: Mapping[str, Any]) -> Any:
+    """The settings from the values of controls."""
     values: dict[str, Any] = {}
-    for one in offered(cls):
-        if one.name in said:
-            values[one.field] = said_by(one, said[one.name])
+    for one in user_settings(cls):
+        if one.name in given:
+            values[one.field] = control_value(one, given[one.name])
         elif one.default is REQUIRED:
             raise refuse(one.name, None, one.help.rstrip("."))
     return cls(**values)
@@ -102,8 +117,8 @@ def samples_of(
     """The samples of a run; `opened` opens an upload (`web.sinks.request.draw_samples`).
 
     Raises:
-        ValueError: there is none that can be used, or a file that this model cannot read.
-        Stopped: the job was.
+        ValueError: no sample can be used, or this model cannot read the file.
+        Stopped: the job was stopped.
     """
     if not handle.family.sees_images:
         if request.source == BUNDLED:
@@ -128,16 +143,16 @@ def samples_of(
 
 
 def _scenes(request: ExperimentRequest) -> Prompts:
-    # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
+    # Imported here: drawing scenes is part of making the bundled model; the page does not need it.
     from PIL import Image
 
-    from sinkscope.demo.asked import SOURCE, asked_scenes
+    from sinkscope.demo.scene_questions import SOURCE, scene_questions
 
-    made: Iterator[Sample] = (
+    samples: Iterator[Sample] = (
         Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
-        for one in asked_scenes(request.count, request.prompt.strip() or None, 0)
+        for one in scene_questions(request.count, request.prompt.strip() or None, 0)
     )
-    return Prompts(tuple(sorted(made, key=lambda sample: sample.id)), SOURCE)
+    return Prompts(tuple(sorted(samples, key=lambda sample: sample.id)), SOURCE)
 
 
 def _prompts(request: ExperimentRequest, model: str) -> Prompts:
@@ -152,7 +167,7 @@ def _prompts(request: ExperimentRequest, model: str) -> Prompts:
     path = upload_path(str(request.pictures[0].path))
     try:
         read = read_prompts(path, request.count)
-    except ValueError as error:  # which names the place of the file on the server
+    except ValueError as error:  # its text names the file's path on the server
         raise ValueError(str(error).replace(path.name, names[0])) from error
     return Prompts(
         read.samples, names[0], tuple(n.replace(path.name, names[0]) for n in read.notes)

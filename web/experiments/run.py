@@ -1,7 +1,8 @@
-"""What happens on Run and Stop in the Experiments tab, and on its questions. Knows no layout.
+"""Actions behind Run and Stop of the Experiments tab, and answers to its questions. Does not depend
+on the layout.
 
-A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. It gives a
-result or nothing: an experiment that was stopped has measured only a part of what it compares.
+A run is a job (`jobs.runner`) in the same queue as answers of the Explore tab. It gives a complete
+result or none: a stopped experiment has measured only a part of what it compares.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from sinkscope.experiments.compare import compare, is_comparison
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.saving import save_result
-from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Progress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
-from sinkscope.web.experiments.store import ExperimentResult
-from sinkscope.web.runs.copies import Copies
+from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file
 from sinkscope.web.runs.job_values import (
@@ -38,15 +38,15 @@ from sinkscope.web.runs.job_values import (
     running_value,
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
-from sinkscope.web.runs.results import ResultStore
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-COMPARISON = "comparison"  # of two results; needs no model and waits for nobody
-EXPERIMENT = "experiment"  # the kind of job that the tab's Stop is for
+COMPARISON = "comparison"  # of two results; needs no model and does not queue
+EXPERIMENT = "experiment"  # the kind of job that the tab's Stop ends
 GONE = "This result is no longer on the server. Press Run to make it again."
 LOOKING = "Looking for sinks"
 DRAWING = "Drawing the figures"
@@ -57,8 +57,8 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     """The tab's actions (`ResultHandlers`).
 
     Args:
-        engine: what runs an experiment; tests put their own here.
-        copies: those of runs, beside which this tab keeps its own.
+        engine: runs an experiment; tests pass their own.
+        copies: the served files of Explore's runs, which share a folder with those of this tab.
     """
 
     kind, what = EXPERIMENT, "an experiment"
@@ -70,20 +70,18 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         runner: Runner,
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
-        self.store: ResultStore[ExperimentResult] = ResultStore(
-            owned=bool(settings.app.login), copies=Copies(copies)
-        )
+        self.store = ExperimentStore(owned=bool(settings.app.login), copies=ServedFiles(copies))
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
     def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Values:
         request.check()
 
-        def running(at: At, seconds: float) -> dict[str, Any]:
+        def running(at: JobProgress, seconds: float) -> dict[str, Any]:
             message = "Stopping after this pass" if job.stopped else at.stage or "Starting"
             what = "samples" if at.stage == LOOKING else "passes"
             return running_value(run_id, at, message, what, seconds)
@@ -100,9 +98,9 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
             )
 
     def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
-        """The result, computed in the job's thread, which alone holds the model meanwhile."""
+        """Compute the result in the job's thread, which has the model to itself meanwhile."""
         handle = loaded_handle(self.loaded)
-        experiment, own, study = request.check()
+        experiment, settings, study = request.check()
         job.enter("Reading the samples")
         limits = self.settings.images
         with scratch() as folder:
@@ -112,7 +110,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
                 handle,
                 experiment.name,
                 samples,
-                own,
+                settings,
                 study,
                 on_progress=_staged(job, len(samples.samples)),
                 stop=job.stop_event,
@@ -155,18 +153,18 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         return {"error": GONE} if kept is None else kept.value
 
     def forget_experiment(self, ask: Any) -> dict[str, Any]:
-        """Delete a result and what was made of it: {"run": id}. Its comparisons stay."""
+        """Delete a result, its files, and the comparisons that show it: {"run": id}."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
         self.store.delete(field_of(ask, "run"))
         return {}
 
     def compare_experiments(self, ask: Any) -> dict[str, Any]:
-        """Two finished runs side by side, by their ids: a result of its own, or an error."""
+        """Two finished runs side by side, by their ids: a new result, or an error."""
         one, other = self.store.get(field_of(ask, "a")), self.store.get(field_of(ask, "b"))
         if one is None or other is None:
             return {"error": GONE}
-        # The same two again are not drawn again. Who knows both ids may see it, and nobody else.
+        # The same comparison is not drawn again. Whoever knows both ids may see it.
         run_id = sha256(f"{one.id}~{other.id}".encode())[: len(one.id)]
         known = self.store.get(run_id)
         if known is not None:
@@ -174,29 +172,30 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
         def work(job: Job) -> ExperimentResult:
             both = compare(one.result, other.result)
-            return ExperimentResult(run_id, both, self._value(both, run_id))
+            value = self._value(both, run_id)
+            return ExperimentResult(run_id, both, value, (one.id, other.id))
 
         job = self.runner.job("", COMPARISON)
         try:
-            made: ExperimentResult = self.runner.result(job, work, waits=False)
+            result: ExperimentResult = self.runner.result(job, work, waits=False)
         except ValueError as error:
             return {"error": str(error)}
         except Exception:
             log.exception("a comparison failed")
             return {"error": UNFORESEEN}
-        self.store.put(made)
-        return made.value
+        self.store.put(result)
+        return result.value
 
 
 def _staged(job: Job, count: int) -> Progress:
-    """Tells a job of two parts: looking for sinks in `count` samples, then the experiment itself,
-    whose number of passes is known once the samples are."""
+    """Reports the progress of a job with two parts: looking for sinks in `count` samples, then the
+    experiment. The experiment's number of passes is known only after the first part."""
 
     def tell(done: int, total: int, text: str) -> None:
         stage, _, rest = text.partition(": ")
         if total > count and done > count:
             done, total = done - count, total - count
-        elif total > count:  # the last sample was looked at
+        elif total > count:  # the first part is over
             done, total = 0, total - count
         if job.at.stage != stage:
             job.enter(stage)
@@ -215,7 +214,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _archive(folder: Path, written: list[Path], result: Result) -> Path:
-    """All files in one."""
+    """A zip file of all files."""
     model = str(result.model.get("id")).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "-" for c in model)
     path = folder / f"{result.experiment}-{plain}.zip"

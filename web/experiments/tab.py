@@ -1,7 +1,7 @@
 """The Experiments tab: its form beside the result, and which control calls which handler.
 
-The experiments, their questions and their options are those of `experiments.catalogue.EXPERIMENTS`:
-a new row there appears here.
+The experiments, their questions and their options come from `experiments.catalogue.EXPERIMENTS`: a
+new row there appears here.
 
 Hooks for tests and screenshots: `[data-testid=trial]` has `data-phase` (empty, queued, running,
 ready, stopped, error) and, once a result is drawn, `data-ready` with its id; inside it are
@@ -27,13 +27,13 @@ from gradio.data_classes import FileData
 
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.setting import REQUIRED, Setting, offered, settings_of
+from sinkscope.setting import REQUIRED, Setting, settings_of, user_settings
 from sinkscope.web.components.controls import box, change_of
-from sinkscope.web.experiments.ahead import ahead_of
+from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.explore.form import notice_line
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
@@ -42,30 +42,30 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 STUDY = "study"
 MINE_WORDS = (
     "Photos, alone or with a .jsonl, .json, .csv or .tsv file of questions about them. For a text "
-    "model one .txt file, a prompt a line."
+    "model one .txt file with one prompt per line."
 )
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What one press of Run reads; `controls` by the names of the arguments of `run_experiment`,
-    those of settings by the experiment's name, a slash and the setting's."""
+    """The values that one press of Run reads; `controls` by argument names of `run_experiment`,
+    those of settings by the experiment's name, a slash and the setting's name."""
 
     controls: dict[str, Component]
     name: gr.Dropdown
     blocks: dict[str, gr.Column]
-    ahead: gr.HTML
+    estimate: gr.HTML
     go: gr.Button
     stop: gr.Button
 
 
 def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Tab) -> None:
-    """Lay the tab out where the page is open, and connect it.
+    """Lay out the tab in the page that is being built, and connect it.
 
     Args:
-        handlers: what the controls call; learns which component shows results.
+        handlers: called by the controls; learns which component shows results.
         status: the line about the model, which changes with it.
-        tab: whose opening says anew what the model can be asked.
+        tab: when it is opened, the text about the loaded model is updated.
     """
     listed = [{"name": row.name, "question": row.question} for row in catalogue.EXPERIMENTS]
     functions = [
@@ -77,17 +77,17 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         with gr.Column(elem_id="experiments-ask", min_width=260):
             form = _build_form()
         with gr.Column(elem_id="experiments-see", min_width=320):
-            shown = drawn("experiments", {"phase": "empty", "listed": listed}, functions)
+            shown = html_component("experiments", {"phase": "empty", "listed": listed}, functions)
     handlers.component = shown
     form.go.click(
         running(handlers),
         None,
         [shown, form.go, form.stop],
         inputs_kwargs={**form.controls},
-        api_visibility="private",  # the command line and `experiments` are the way to script it
+        api_visibility="private",  # scripts use the command line or `experiments`
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the line
+        concurrency_limit=handlers.settings.app.queue_size + 8,  # the runner queues them
         trigger_mode="once",
     )
     form.stop.click(stopping(handlers), None, None, **QUIET)
@@ -95,9 +95,9 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
     form.name.change(choosing(form.blocks), form.name, [form.name, *form.blocks.values()], **QUIET)
     gr.on(
         [tab.select, status.change, form.name.change, change_of(form.controls["source"])],
-        asking_ahead(handlers),
+        updating_estimate(handlers),
         [form.name, form.controls["source"]],
-        form.ahead,
+        form.estimate,
         trigger_mode="always_last",
         **QUIET,
     )
@@ -118,16 +118,16 @@ def _build_form() -> _Form:
     blocks = {}
     for row in catalogue.EXPERIMENTS:
         with gr.Column(visible=row is first, elem_classes="experiments-own") as block:
-            for one in offered(row.settings):
+            for one in user_settings(row.settings):
                 controls[f"{row.name}/{one.name}"] = _control(one, row.name)
         blocks[row.name] = block
     controls |= _samples()
-    tokens, *others = offered(StudySettings)
+    tokens, *others = user_settings(StudySettings)
     controls[f"{STUDY}/{tokens.name}"] = _control(tokens, STUDY, elem_id="experiments-tokens")
     with gr.Accordion("Sinks, controls, thresholds", open=False, elem_id="experiments-settings"):
         for one in others:
             controls[f"{STUDY}/{one.name}"] = _control(one, STUDY)
-    with gr.Row(elem_id="experiments-actions"):  # stays in sight: page.css
+    with gr.Row(elem_id="experiments-actions"):  # page.css keeps it in sight
         go = gr.Button("Run", variant="primary", elem_id="experiments-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="experiments-stop", min_width=60)
     return _Form(controls, name, blocks, ahead, go, stop)
@@ -157,7 +157,7 @@ def _samples() -> dict[str, Component]:
         lines=1,
         max_lines=4,
         max_length=20_000,
-        info="Asked about every image that has none of its own. Empty: each scene’s own; about "
+        info="Question for every image that has none of its own. Empty: each scene’s own; for "
         "photos “Describe the image.”",
         elem_id="experiments-prompt",
     )
@@ -166,11 +166,11 @@ def _samples() -> dict[str, Component]:
 
 
 def _control(one: Setting, of: str, **look: Any) -> Component:
-    """A setting's control; one that must be given begins at the lowest value."""
+    """A setting's control; a required setting without default begins at its lowest value."""
     label = (one.label or one.name).replace("_", " ")
     words = {"label": label[:1].upper() + label[1:], "info": one.help}
     if one.left_out and one.kind not in ("switch", "choice"):
-        # Said in full above the box, where a placeholder would be cut off.
+        # The description above the box says it in full; a placeholder would be cut off.
         words |= {"info": f"{one.help} Empty: {one.left_out}.", "placeholder": ""}
     ident = f"set-{of}-{one.name}".replace("_", "-")
     value = one.low if one.default is REQUIRED else None
@@ -188,15 +188,15 @@ def choosing(blocks: Mapping[str, Any]) -> Callable[..., Any]:
     def choose(name: str) -> list[Any]:
         """The question and the options of an experiment."""
         question = {row.name: row.question for row in catalogue.EXPERIMENTS}.get(name, "")
-        return [gr.update(info=question), *(gr.update(visible=own == name) for own in blocks)]
+        return [gr.update(info=question), *(gr.update(visible=block == name) for block in blocks)]
 
     return choose
 
 
-def asking_ahead(handlers: ExperimentsHandlers) -> Callable[..., Any]:
+def updating_estimate(handlers: ExperimentsHandlers) -> Callable[..., Any]:
     def ahead(name: str, source: str) -> Any:
         """What the model can be asked, and how its sinks are known, before Run."""
-        return ahead_of(handlers.loaded.state, name, source)
+        return estimate_text(handlers.loaded.state, name, source)
 
     return ahead
 
@@ -218,17 +218,17 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         stopped or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        own, study = _of(said, name), _of(said, STUDY)
-        asked = ExperimentRequest(name, source, tuple(pictures), prompt, own, study, samples)
+        settings, study = _values_of(said, name), _values_of(said, STUDY)
+        asked = ExperimentRequest(name, source, tuple(pictures), prompt, settings, study, samples)
         yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_experiment
 
 
-def _of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the controls of one experiment, or of the study, say."""
+def _values_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The values of the controls of one experiment, or of the study."""
     begin = f"{name}/"
-    return {key.removeprefix(begin): said[key] for key in said if key.startswith(begin)}
+    return {key.removeprefix(begin): values[key] for key in values if key.startswith(begin)}
 
 
 def stopping(handlers: ExperimentsHandlers) -> Callable[..., Any]:

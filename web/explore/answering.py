@@ -1,4 +1,4 @@
-"""The tokens of a run under way."""
+"""The tokens of a running run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkscope.web.runs.payload import token_delta
 
 @dataclass
 class Answering:
-    """The tokens of a run under way: the worker adds them, the generator sends them on."""
+    """The tokens of a running run: the worker adds them, the generator sends them to the page."""
 
     run_id: str
     prompt: str
@@ -21,8 +21,8 @@ class Answering:
     job: Job
     most: int = 0  # tokens of an answer
     tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    times: list[float] = field(default_factory=list)  # when each token of the first answer came
-    stage: str = ""  # what the next token takes long for
+    times: list[float] = field(default_factory=list)  # time of each token of the first answer
+    stage: str = ""  # why the next token takes long
 
     def on_stage(self, text: str) -> None:
         self.stage = text

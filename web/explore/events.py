@@ -1,6 +1,6 @@
-"""The functions that the Explore tab's own events call: handlers as generators over its components.
+"""The functions of the Explore tab's events: handlers as generators over its components.
 
-They are private to the page; what `gradio_client` sees is in `web.api.routes` and
+They are private to the page; the endpoints for `gradio_client` are in `web.api.routes` and
 `web.api.endpoints`.
 """
 
@@ -30,14 +30,14 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         """Answer a prompt about an image and keep the attention behind each token.
 
         Yields what the inspector shows: queued, streaming, then ready (with the address of the
-        run's numbers), stopped or error. With `compare`, VAR is run beside the plain model, with
+        run's data), stopped or error. With `compare`, VAR is run as well as the plain model, with
         the sink dimensions `dims` (such as "17, 101") if they are given, else those of the model's
         profile; `dims_of` is the model that they were found on, and another one is refused. With
         `decoding` "checkpoint" the controls of sampling are not read, as the page shows.
         """
         if said.get("decoding") == "checkpoint":
-            own = GenerationSettings()
-            said.update({name: getattr(own, name) for name in OF_CHECKPOINT})
+            defaults = GenerationSettings()
+            said.update({name: getattr(defaults, name) for name in OF_CHECKPOINT})
         more = tuple(said.pop(name, None) for name in MORE)
         asked = Request(image, prompt, compare, same_text, dims_of, said, more)
         busy = False
@@ -55,7 +55,7 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
 
 def stopping(handlers: Handlers) -> Callable[..., Any]:
     def stop(request: gr.Request) -> None:
-        """Stop the run of this session; what it has so far is shown."""
+        """Stop the run of this session; its tokens so far are shown."""
         handlers.stop(request.session_hash or "")
 
     return stop

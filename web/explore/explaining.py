@@ -1,10 +1,9 @@
-"""Methods that read the model, in the Explore tab: computed on demand, kept, shown side by side.
+"""Methods that need the model, in the Explore tab: computed on demand, kept, shown side by side.
 
-The inspector triggers an event; the methods are a job that waits in the line in front of the model,
-and is streamed back in values of phase "explain". What a method gave (a `MapStack`) is kept with
-the run (`web.runs.explained_store`), so that other layers and heads, or the run opened again,
-need no
-model: the server function `explained` makes the maps of it.
+The inspector triggers an event; the methods are a job that waits in the model's queue and is
+streamed back in values of phase "explain". A method's result (a `MapStack`) is kept with the run
+(`web.runs.explained_store`), so that other layers and heads, or opening the run again, need no
+model: the server function `explained` makes the maps from it.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from sinkscope.methods.base import Method, Target, target_of
 from sinkscope.methods.explain import METHODS, method_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.methods.passes import passes_of
-from sinkscope.methods.together import Choice, explain_stacks, map_of
+from sinkscope.methods.together import SlotChoice, explain_stacks, map_of
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.runs.explained_store import Kept
+from sinkscope.web.runs.explained_store import StoredMaps
 from sinkscope.web.runs.job_values import (
     Values,
     inspector_event,
@@ -46,12 +45,12 @@ MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the inspector asks: tokens by side, methods, and how maps are made of them."""
+class ExplainRequest:
+    """The inspector's request: tokens by side, methods, and how maps are made from them."""
 
     targets: Mapping[str, Target]
     methods: tuple[Method, ...]
-    choice: Choice
+    choice: SlotChoice
 
 
 class Explaining:
@@ -61,11 +60,11 @@ class Explaining:
         self.handlers, self.store = handlers, handlers.explained
 
     def explained(self, ask: Any) -> dict[str, Any]:
-        """Server function: the maps that are there already, by side and method."""
+        """Server function: the maps that are already computed, by side and method."""
         ask = ask if isinstance(ask, Mapping) else {}
         try:
             run = self._run(ask)
-            return {"sides": self._sides(run, read_asked(ask, run))}
+            return {"sides": self._sides(run, read_explain_request(ask, run))}
         except ValueError as error:
             return {"error": str(error)}
 
@@ -74,7 +73,7 @@ class Explaining:
         return inspector_event(self.values, "explain_tokens")
 
     def stop(self) -> Callable[..., Any]:
-        """For the inspector's other event: ends what this session has asked for."""
+        """For the inspector's other event: ends this session's job."""
 
         def stop_explaining(request: gr.Request) -> None:
             self.handlers.runner.stop(request.session_hash or "", EXPLAIN)
@@ -82,14 +81,14 @@ class Explaining:
         return stop_explaining
 
     def values(self, ask: Mapping[str, Any], session: str) -> Values:
-        """Values for the inspector: waiting, how far it is, and the maps or an error."""
+        """Yield values for the inspector: waiting, progress, and the maps or an error."""
         about = {"phase": "explain", "ask": str(ask.get("ask"))[:64]}
         job = self.handlers.runner.job(session, EXPLAIN)
         return with_error_words(self._computed(ask, job), about, "explaining a token")
 
     def _computed(self, ask: Mapping[str, Any], job: Job) -> Values:
         run = self._run(ask)
-        asked = read_asked(ask, run)
+        asked = read_explain_request(ask, run)
 
         def found() -> dict[str, Any]:
             return {"sides": self._sides(run, asked)}
@@ -108,8 +107,8 @@ class Explaining:
             raise ValueError(EXPIRED)
         return run
 
-    def _work(self, run: Run, asked: Asked, job: Job) -> None:
-        """Compute what is not there, side by side, in the job's thread."""
+    def _work(self, run: Run, asked: ExplainRequest, job: Job) -> None:
+        """Compute the missing results of each side, in the job's thread."""
         handle = loaded_handle(self.handlers.loaded)
         sides = list(asked.targets.items())
         faults: list[str] = []
@@ -130,7 +129,7 @@ class Explaining:
                 trace, target, todo, session=session, on_progress=report, stop=job.stop_event
             ):
                 key = (run.id, name, target.tokens, method.name)
-                self.store.put(key, Kept(stack, why_not, seconds))
+                self.store.put(key, StoredMaps(stack, why_not, seconds))
         if len(faults) == len(sides):
             raise ValueError(faults[0])
 
@@ -139,26 +138,26 @@ class Explaining:
         kept = self.store.get(key, run.traces[name])
         return kept is None or kept.stack is None  # a reason may be gone with another model
 
-    def _sides(self, run: Run, asked: Asked) -> dict[str, dict[str, Any]]:
-        made: dict[str, dict[str, Any]] = {}
+    def _sides(self, run: Run, asked: ExplainRequest) -> dict[str, dict[str, Any]]:
+        sides: dict[str, dict[str, Any]] = {}
         for name, target in asked.targets.items():
-            made[name] = {}
+            sides[name] = {}
             for method in asked.methods:
                 key = (run.id, name, target.tokens, method.name)
                 kept = self.store.get(key, run.traces[name])
                 if kept is None:
                     why = method.availability(run.traces[name])
                     if why is not None:
-                        made[name][method.name] = {"why": why}
+                        sides[name][method.name] = {"why": why}
                 elif kept.stack is None:
-                    made[name][method.name] = {"why": kept.why_not}
+                    sides[name][method.name] = {"why": kept.why_not}
                 else:
-                    made[name][method.name] = shown(kept, run.traces[name], asked.choice)
-        return made
+                    sides[name][method.name] = map_value(kept, run.traces[name], asked.choice)
+        return sides
 
 
-def shown(kept: Kept, trace: GenerationTrace, choice: Choice) -> dict[str, Any]:
-    """A method's map for the browser: values of the cells of all images, null where missing."""
+def map_value(kept: StoredMaps, trace: GenerationTrace, choice: SlotChoice) -> dict[str, Any]:
+    """A method's map for the browser: values of the cells of all images, null if missing."""
     assert kept.stack is not None
     values: list[float | None] = []
     for image in range(len(trace.layout.grids)):
@@ -174,11 +173,11 @@ def shown(kept: Kept, trace: GenerationTrace, choice: Choice) -> dict[str, Any]:
     }
 
 
-def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
-    """What the inspector asks for, out of anything that may have been sent.
+def read_explain_request(ask: Mapping[str, Any], run: Run) -> ExplainRequest:
+    """Read the inspector's request from unchecked data.
 
     Raises:
-        ValueError: it is no such question, or the run has no such token, layer or head.
+        ValueError: it is not such a request, or the run has no such token, layer or head.
     """
     try:
         first, last = _count(ask["t0"]), _count(ask["t1"])
@@ -203,7 +202,9 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
     if pairs is not None:
         for trace in run.traces.values():
             refuse_lacking(trace.layers, trace.heads, pairs)
-    return Asked(targets, methods, Choice(layers or None, heads or None, reduce, pairs=pairs))
+    return ExplainRequest(
+        targets, methods, SlotChoice(layers or None, heads or None, reduce, pairs=pairs)
+    )
 
 
 def _count(value: Any) -> int:

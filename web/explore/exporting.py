@@ -1,8 +1,8 @@
-"""Files of a run that take a while: a figure, an animation, a table. Made through the queue.
+"""Files of a run that take some time: a figure, an animation, a table. Made through the queue.
 
-Server functions bypass Gradio's queue, so nothing heavy may happen in them: the inspector triggers
-an event instead, and hears of each frame. Each file is a job (`jobs.runner`) that needs no model
-and waits in no line of ours; a closed tab ends it, and it leaves nothing behind.
+Server functions bypass Gradio's queue, so they must not do heavy work: the inspector triggers an
+event instead and gets the progress. Each file is a job (`jobs.runner`) that needs no model and does
+not wait in our queue; a closed tab ends it, and it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.drawing.files import ANIMATIONS, FIGURES, MOST_TOKENS, Draw, Drawing, draw
-from sinkscope.drawing.made import with_made
+from sinkscope.drawing.files import ANIMATIONS, FIGURES, MOST_TOKENS, DrawFile, Drawing, draw
+from sinkscope.drawing.run_summary import with_summary
 from sinkscope.drawing.view import method_and_scale
-from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Progress, Stopped
 from sinkscope.jobs.runner import Done
 from sinkscope.methods.explain import method_of
-from sinkscope.methods.given import Given, GivenMaps
 from sinkscope.methods.head_list import PickedHeads
+from sinkscope.methods.precomputed import PrecomputedMaps, PrecomputedStack
 from sinkscope.visualization import View, write_shares
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.runs.explained_store import ExplainedStore
@@ -36,27 +36,27 @@ from sinkscope.web.runs.job_values import UNFORESEEN, Values, inspector_event, w
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import IN_BROWSER
 from sinkscope.web.runs.standalone import build_standalone
-from sinkscope.web.runs.store import Run, made_of
+from sinkscope.web.runs.store import Run, run_summary
 from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-EXPORT = "export"  # the kind of job that a file is
+EXPORT = "export"  # the kind of job of a file
 KINDS = ("pdf", "png", "svg", "gif", "mp4", "csv", "html", "trace")
-TELL_SECONDS = 0.25  # between two words about progress
+TELL_SECONDS = 0.25  # between two reports of progress
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportRequest:
     """Which file of a run.
 
     Attributes:
         kind: one of `KINDS`.
         view: what is shown.
-        side: of a view that shows one side alone, which trace of the run.
+        side: for a view of only one side, the trace of the run that is shown.
         first, last: tokens, both included; of a figure, their mean.
-        own: first and last token of the second side, where it shows others (the page's "own
-            choice"). The run must have two sides, and both must be shown.
+        second_tokens: first and last token of the second side, where it shows others (the page's
+            "own choice"). The run must have two sides, and both must be shown.
         window, seconds, width: of an animation, as in `visualization.animate`.
     """
 
@@ -65,7 +65,7 @@ class Wanted:
     side: str = ""
     first: int = 0
     last: int | None = None
-    own: tuple[int, int] | None = None
+    second_tokens: tuple[int, int] | None = None
     window: int = 1
     seconds: float = 0.4
     width: int | None = None
@@ -77,12 +77,12 @@ class Wanted:
 
 def make_files(
     run: Run,
-    wanted: Wanted,
+    wanted: ExportRequest,
     folder: Path,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
     *,
-    drawn_by: Draw = draw,
+    drawn_by: DrawFile = draw,
     kept: ExplainedStore | None = None,
 ) -> list[Path]:
     """Make the files in a folder.
@@ -103,7 +103,7 @@ def make_files(
         OSError: the folder cannot be written.
         Stopped: `stop` was set before the file was finished.
     """
-    tell = on_progress or _told_nobody
+    tell = on_progress or _no_progress
     name = f"sinkscope-{run.id[:8]}"
     sides, view = sides_of_view(run, wanted)
     kind = wanted.kind
@@ -114,17 +114,17 @@ def make_files(
             path = path.with_stem(f"{name}-t{wanted.first}")
         if kept is not None:
             view = with_kept(run, wanted, view, kept)
-        names = ("first", "last", "own", "window", "seconds", "width")
+        names = ("first", "last", "second_tokens", "window", "seconds", "width")
         options = {name: getattr(wanted, name) for name in names}
-        drawing = Drawing(view, **options, idle=idle(run), made=made_of(run))
+        drawing = Drawing(view, **options, idle=idle(run), summary=run_summary(run))
         drawn_by(sides, drawing, path, tell, stop)
         return [path]
     tell(0, 1, "Writing")
     if kind == "trace":
-        made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
-        for path, trace in zip(made, run.traces.values(), strict=True):
-            with_made(trace, made_of(run)).save(path)
-        return made
+        paths = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
+        for path, trace in zip(paths, run.traces.values(), strict=True):
+            with_summary(trace, run_summary(run)).save(path)
+        return paths
     if kind == "html":
         path.write_bytes(build_standalone(run))
     else:
@@ -133,7 +133,7 @@ def make_files(
     return [path]
 
 
-def _told_nobody(done: int, total: int, text: str) -> None:
+def _no_progress(done: int, total: int, text: str) -> None:
     pass
 
 
@@ -143,12 +143,12 @@ def label_of(run: Run, name: str) -> str:
 
 
 def idle(run: Run) -> bool:
-    """VAR changed nothing: what is left between the two answers is rounding."""
+    """Whether VAR changed nothing, so the two answers differ only by rounding."""
     reports = [trace.var for trace in run.traces.values() if trace.var is not None]
     return run.kind != "pair" and any(report.get("changed") is False for report in reports)
 
 
-def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace], View]:
+def sides_of_view(run: Run, wanted: ExportRequest) -> tuple[dict[str, GenerationTrace], View]:
     """The traces by their labels, and the view as far as this run has it."""
     view = wanted.view
     traces = dict(run.traces)
@@ -163,7 +163,7 @@ def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace],
     return {"" if alone else run.label(name): trace for name, trace in traces.items()}, view
 
 
-def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> View:
+def with_kept(run: Run, wanted: ExportRequest, view: View, kept: ExplainedStore) -> View:
     """The view with the maps that its method gave on the page for just these tokens; as it is for
     a method that the run itself gives.
 
@@ -173,7 +173,7 @@ def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> Vie
     method = method_of(view.method)
     if method.name in IN_BROWSER:
         return view
-    if wanted.own is not None:
+    if wanted.second_tokens is not None:
         raise ValueError(
             f"{method.label} is computed for one choice of tokens on both sides: end “own choice” "
             "first."
@@ -194,7 +194,7 @@ def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> Vie
 
 def kept_maps(
     run: Run, view: View, tokens: Iterable[int], kept: ExplainedStore, names: Iterable[str]
-) -> GivenMaps | None:
+) -> PrecomputedMaps | None:
     """What the view's method gave on the page for just these tokens; None where the run itself
     gives it. Other tokens' maps are not there either, so that no scale can be that of all.
 
@@ -219,14 +219,14 @@ def kept_maps(
         mine = tuple(token for token in wanted if token < len(trace.tokens))
         if not mine:
             continue
-        found = kept.get((run.id, name, mine, method.name), trace)
-        if view.part == "answer" and found is not None and found.stack is not None:
-            given.append(Given(trace, mine, found.stack))
+        maps = kept.get((run.id, name, mine, method.name), trace)
+        if view.part == "answer" and maps is not None and maps.stack is not None:
+            given.append(PrecomputedStack(trace, mine, maps.stack))
             continue
         side = "" if len(run.traces) == 1 else run.label(name)
         if (why := method.availability(trace)) is not None:
-            here = f" for {side}" if side else " here"
-            raise ValueError(f"{method.label} is not possible{here}: {why}.")
+            where = f" for {side}" if side else " here"
+            raise ValueError(f"{method.label} is not possible{where}: {why}.")
         if view.part != "answer":
             raise ValueError(f"{method.label} explains words of the answer, not of the prompt.")
         if method.needs_for(trace) != "trace":
@@ -234,7 +234,7 @@ def kept_maps(
                 f"{method.label} is not computed for this word{f' of {side}' if side else ''}: "
                 "compute it on the page under Other explanations of this word first."
             )
-    return GivenMaps(method, tuple(given)) if given else None
+    return PrecomputedMaps(method, tuple(given)) if given else None
 
 
 def exporting(handlers: Handlers) -> Callable[..., Any]:
@@ -253,14 +253,14 @@ def _exported(handlers: Handlers, ask: Mapping[str, Any], job: Job) -> Values:
     if run is None:
         raise ValueError(EXPIRED)
     reported = 0.0
-    work = partial(_files, handlers, run, read_wanted(ask))
+    work = partial(_files, handlers, run, read_export_request(ask))
     try:
-        for made in handlers.runner.run(job, work, waits=False):
-            if isinstance(made, Done):
-                yield {"files": made.result}
-            elif isinstance(made, At) and time.monotonic() - reported > TELL_SECONDS:
+        for event in handlers.runner.run(job, work, waits=False):
+            if isinstance(event, Done):
+                yield {"files": event.result}
+            elif isinstance(event, JobProgress) and time.monotonic() - reported > TELL_SECONDS:
                 reported = time.monotonic()
-                yield {"message": made.text or "Writing"}
+                yield {"message": event.text or "Writing"}
     except Stopped as stopped:
         words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."
         yield {"error": words}
@@ -279,8 +279,8 @@ def stopping_export(handlers: Handlers) -> Callable[..., Any]:
     return stop_export
 
 
-def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[str, Any]]:
-    """The files where Gradio serves files from; what the browser needs to fetch them."""
+def _files(handlers: Handlers, run: Run, wanted: ExportRequest, job: Job) -> list[dict[str, Any]]:
+    """Put the files where Gradio serves files; returns what the browser needs to fetch them."""
     assert handlers.component is not None
     with scratch() as folder:
         return [
@@ -298,11 +298,11 @@ def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[
         ]
 
 
-def read_wanted(ask: Mapping[str, Any]) -> Wanted:
-    """What the inspector asks for, out of anything that may have been sent.
+def read_export_request(ask: Mapping[str, Any]) -> ExportRequest:
+    """Read the inspector's request from unchecked data.
 
     Raises:
-        ValueError: it is no such question.
+        ValueError: it is not such a request.
     """
     try:
         given = dict(ask["view"])
@@ -318,7 +318,7 @@ def read_wanted(ask: Mapping[str, Any]) -> Wanted:
                 raise TypeError(picked)
             given["picked"] = PickedHeads(picked["pairs"], str(picked.get("kind") or ""))
         view = View(**{name: value for name, value in given.items() if name in fields})
-        return Wanted(
+        return ExportRequest(
             str(ask.get("kind")),
             view,
             str(ask.get("side") or ""),

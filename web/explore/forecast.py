@@ -95,7 +95,7 @@ class Forecaster:
             settings = request.settings(self._settings)
             inputs = self._inputs(handle, request.images, request.prompt)
             answers = 2 if request.compare else 1
-            found = self._estimate(
+            forecast = self._estimate(
                 handle,
                 inputs,
                 settings,
@@ -103,14 +103,14 @@ class Forecaster:
                 same_text=bool(request.compare and request.same_text),
                 pace=self._pace,
             )
-            return notice(run_words(found, answers))
+            return notice(run_words(forecast, answers))
         except ValueError as error:
             return notice(str(error), "warn")
         finally:
             self._places.release()
 
     def _inputs(self, handle: ModelHandle, images: tuple[str, ...], prompt: str) -> PromptInputs:
-        """The prompt without its pixels: a forecast needs the layout alone."""
+        """The prompt without its pixels: a forecast needs only the layout."""
         with self._lock:
             known = self._layouts.get((images, prompt))
         if known is not None:
@@ -118,24 +118,24 @@ class Forecaster:
         # The layout follows from the sizes: before its turn in the line no image is decoded.
         limits = limits_for(self._settings.images, handle)
         blank = [Image.new("RGB", upload_size(path, limits)) for path in images]
-        made = handle.prepare(blank, prompt)
-        made = dataclasses.replace(made, tensors={}, images=())
+        inputs = handle.prepare(blank, prompt)
+        inputs = dataclasses.replace(inputs, tensors={}, images=())
         with self._lock:
             if handle is self._loaded.handle:
-                self._layouts[images, prompt] = made
-        return made
+                self._layouts[images, prompt] = inputs
+        return inputs
 
     def _forget(self) -> None:
         with self._lock:
             self._layouts.clear()
 
 
-def run_words(found: Forecast, answers: int) -> str:
+def run_words(forecast: Forecast, answers: int) -> str:
     """`49 vision tokens · up to 1.2 MB of attention · up to about 0.3 s (by earlier runs)`."""
-    tokens = number_of(found.vision_tokens, "vision token")
-    size = size_words(answers * found.payload_bytes)
-    how = "by earlier runs" if found.measured else "estimate"
-    seconds = seconds_words(found.seconds)
+    tokens = number_of(forecast.vision_tokens, "vision token")
+    size = size_words(answers * forecast.payload_bytes)
+    how = "by earlier runs" if forecast.measured else "estimate"
+    seconds = seconds_words(forecast.seconds)
     return f"{tokens} · up to {size} of attention · up to about {seconds} ({how})"
 
 
@@ -166,24 +166,26 @@ def of_load(settings: ModelSettings, parameters: Mapping[str, int]) -> Notice:
         return notice(str(error), "warn")
 
 
-def _fitting(found: Footprint, before: str) -> Notice:
-    free = available_memory(found.device)
+def _fitting(footprint: Footprint, before: str) -> Notice:
+    free = available_memory(footprint.device)
     place = (
-        "the computer's memory" if found.device.type == "cpu" else f"the memory of {found.device}"
+        "the computer's memory"
+        if footprint.device.type == "cpu"
+        else f"the memory of {footprint.device}"
     )
     words = (
-        f"{before}{count_words(found.parameters)} parameters in {found.dtype}: "
-        f"{size_words(found.nbytes)} of {place}"
+        f"{before}{count_words(footprint.parameters)} parameters in {footprint.dtype}: "
+        f"{size_words(footprint.nbytes)} of {place}"
     )
     if free is None:
         return notice(f"{words}.")
     words += f", where {size_words(free)} are free."
-    if found.nbytes <= free:
+    if footprint.nbytes <= free:
         return notice(words)
-    if found.device.type == "cuda":
+    if footprint.device.type == "cuda":
         spread = "It is spread over all GPUs and the CPU, which is slower"
         return notice(f"{words} {spread}; bfloat16 or a smaller model helps.", "warn")
-    smaller = "bfloat16, " if found.dtype in ("float32", "float64") else ""
+    smaller = "bfloat16, " if footprint.dtype in ("float32", "float64") else ""
     return notice(
         f"{words} It does not fit: {smaller}a smaller model or another device helps.", "warn"
     )

@@ -13,7 +13,7 @@ from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.images import open_image
 from sinkscope.web.components.controls import control
 from sinkscope.web.runs.example import Example
-from sinkscope.web.runs.inspector import cached, drawn, served
+from sinkscope.web.runs.inspector import cached, html_component, served
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.request import ANSWER, MORE, VAR
 from sinkscope.web.server.uploads import UploadedFile, UploadedImage
@@ -27,12 +27,12 @@ class Form:
         controls: by the names of the arguments of `generate` (`web.explore.events.generating`).
         more: places for further images of one question.
         further: what they are folded away in.
-        ahead: what the run will take, said before it.
+        estimate: what the run will take, said before it.
         changed: what was changed since the run on screen.
         asked: what the controls said for that run (`web.explore.refill`).
         limits: what the loaded model can be asked, where that is little.
         note: the sentence about the model's sink dimensions.
-        dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
+        dims, dims_of: sink dimensions of only this browser, instead of the model's, and the
             model that they were found on.
         profile: takes them from a file.
         own: goes back to the model's; there only while others are used.
@@ -50,7 +50,7 @@ class Form:
     compare: gr.Checkbox
     go: gr.Button
     stop: gr.Button
-    ahead: gr.HTML
+    estimate: gr.HTML
     changed: gr.HTML
     asked: gr.State
     limits: gr.HTML
@@ -88,7 +88,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         placeholder="Ask something about the image",
         elem_id="prompt",
     )
-    listed = drawn("examples", None)
+    listed = html_component("examples", None)
     listed.props["items"] = [_example_item(item, listed, image) for item in offered]
     compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
     with gr.Row(elem_id="actions"):
@@ -97,7 +97,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     changed, asked = notice_line("changed"), gr.State({})
     limits = notice_line("limits")
     ahead = notice_line("ahead")
-    note, same_text, dims_of, own, var, profile = _var_settings()
+    note, same_text, dims_of, own_dims, var, profile = _var_settings()
     answer, says = _generation_settings(generation)
     return Form(
         controls={
@@ -118,7 +118,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         compare=compare,
         go=go,
         stop=stop,
-        ahead=ahead,
+        estimate=ahead,
         changed=changed,
         asked=asked,
         limits=limits,
@@ -130,7 +130,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         replaced=tuple(answer[name] for name in OF_CHECKPOINT),
         dims=var["dims"],
         dims_of=dims_of,
-        own=own,
+        own=own_dims,
         profile=profile,
     )
 
@@ -163,7 +163,7 @@ def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
 
 def notice_line(name: str) -> gr.HTML:
     """A line that says what something will take (`explore.forecast`); empty, it takes no room."""
-    line = drawn("notice", None)
+    line = html_component("notice", None)
     line.elem_id, line.elem_classes = name, ["notice-line"]
     return line
 
@@ -185,38 +185,40 @@ def _var_settings() -> tuple[
         dims = control(
             first,
             "",
-            info="Of this browser alone; the Sinks tab can find them.",
+            info="Only for this browser; the Sinks tab can find them.",
             max_length=200,
             elem_id="sink-dims",
         )
         dims_of = gr.State("")  # by session; a box that is not shown would lose it
-        own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
+        own_dims = gr.Button(
+            "Back to the model's own", size="sm", visible=False, elem_id="own-dims"
+        )
         profile = UploadedFile(
             "Upload a sink_profile.toml", file_types=[".toml"], size="sm", elem_id="profile-file"
         )
         same_text = gr.Checkbox(
             False,
             label="Same text",
-            info="VAR follows the baseline's answer, token by token.",
+            info="VAR reads the baseline's answer, token by token.",
             elem_id="same-text",
         )
         others = {one.name: control(one) for one in VAR if one is not first}
-    return note, same_text, dims_of, own, {first.name: dims, **others}, profile
+    return note, same_text, dims_of, own_dims, {first.name: dims, **others}, profile
 
 
 def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:
     """All of an answer, and the line of what the checkpoint says."""
     ours = start.decoding == "ours"
-    made: dict[str, Component] = {}
+    controls: dict[str, Component] = {}
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
         for one in ANSWER:
             look: dict[str, Any] = {"interactive": ours} if one.field in OF_CHECKPOINT else {}
             if one.field == "decoding":
                 look = {"elem_id": "decoding"}
-            made[one.name] = control(one, getattr(start, one.field), **look)
+            controls[one.name] = control(one, getattr(start, one.field), **look)
             if one.field == "decoding":
                 says = notice_line("checkpoint-says")
-    return made, says
+    return controls, says
 
 
 def _example_item(example: Example, listed: gr.HTML, image: gr.Image) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What happens on Generate, on Stop, and on the inspector's own questions. Knows no layout.
+"""The handlers of Generate, Stop, and the inspector's requests. They do not know the layout.
 
-A run is a job (`jobs.runner`): it waits in the line, computes in a thread and is streamed here.
-Whatever ends the generator (the answer, Stop, a closed tab, an error) ends the job.
+A run is a job (`jobs.runner`): it waits in the queue, computes in a thread and is streamed here.
+When the generator ends (the answer, Stop, a closed tab, an error), the job ends.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Settings
-from sinkscope.drawing.made import with_made
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.drawing.run_summary import with_summary
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
-from sinkscope.methods.base import Part, Target, rows_of
+from sinkscope.methods.base import Target, TokenSource, rows_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.utils import number_of
 from sinkscope.web.explore.answering import Answering
@@ -47,30 +47,30 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_map, build_token_maps
 from sinkscope.web.runs.request import Request
-from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
-from sinkscope.web.runs.store import Run, RunStore, made_of, new_id
+from sinkscope.web.runs.store import Run, RunStore, new_id, run_summary
+from sinkscope.web.runs.value_cache import RunValueCache
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import existing_upload
 
 log = logging.getLogger(__name__)
 
-ANSWER = "answer"  # the kind of job that Stop beside Generate is for
+ANSWER = "answer"  # the kind of job that the Stop next to Generate ends
 STREAM_SECONDS = 0.08
-LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
+LONGEST_PLACE = 8000  # characters of a view in an address, with a note of 500
 
 
 @dataclass(frozen=True)
 class RunFunctions:
-    """What computes runs; tests put their own here."""
+    """The functions that compute runs; tests replace them."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
     compare: Callable[..., Any] = attention_extractor.compare
 
 
 class Handlers:
-    """The page's actions, one object an app; `component` is the inspector, set by the page."""
+    """The page's actions, one object per app; `component` is the inspector, set by the page."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Handlers:
         self.loaded = loaded
         self.store = store
         self.engine = engine or RunFunctions()
-        self.pace = pace or Pace()  # learns what runs take
+        self.pace = pace or Pace()  # learns how long runs take
         limit = settings.app.job_minutes
         self.runner = Runner(
             settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
@@ -93,19 +93,19 @@ class Handlers:
         self.images = ImageProcess(settings.images)
         self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
-        self._shown = Shown(self._value)
+        self._shown = RunValueCache(self._value)
         self._last = LastPrompt()
-        loaded.on_change(self._last.drop)  # a model that comes needs the memory
-        self._answering: dict[str, Answering] = {}  # by run id, for as long as a run is under way
+        loaded.on_change(self._last.drop)  # the next model needs the memory
+        self._answering: dict[str, Answering] = {}  # by run id, while a run is computed
         self._lock = threading.Lock()
 
     # --- Generate and Stop -----------------------------------------------------------------------
 
     def generate(self, request: Request, session: str) -> Iterator[dict[str, Any]]:
-        """Values for the inspector: queued, streaming, and at last ready, stopped or error.
+        """Yield values for the inspector: queued, streaming, and finally ready, stopped or error.
 
         Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
+            gr.Error: after the error value, so that callers of the API get it too.
         """
         run_id = new_id()
         try:
@@ -116,22 +116,22 @@ class Handlers:
             yield error_value(run_id, "Stopped while the image was read; nothing was generated.")
         except ValueError as error:
             yield error_value(run_id, str(error))
-            raise _said(str(error), "Not possible") from error
+            raise _api_error(str(error), "Not possible") from error
         except attention_extractor.RunOutOfMemoryError as error:
             yield error_value(run_id, str(error))
-            raise _said(str(error), "Out of memory") from error
+            raise _api_error(str(error), "Out of memory") from error
         except gr.Error:
             raise
         except Exception as error:
             log.exception("a run failed")
             yield error_value(run_id, UNFORESEEN)
-            raise _said(UNFORESEEN, "Error") from error
+            raise _api_error(UNFORESEEN, "Error") from error
         finally:
             with self._lock:
                 self._answering.pop(run_id, None)
 
     def stop(self, session: str) -> None:
-        """End this browser's run after the token that is being made; what is there stays."""
+        """End this browser's run after the current token; the tokens so far are kept."""
         self.runner.stop(session, ANSWER)
 
     def _generate(self, request: Request, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
@@ -144,31 +144,35 @@ class Handlers:
             existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-        here = Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        answering = Answering(
+            run_id, request.prompt, variants, job, settings.max_new_tokens, tokens
+        )
         self.store.claim(run_id)
         with self._lock:
-            self._answering[run_id] = here
+            self._answering[run_id] = answering
         sent = dict.fromkeys(variants, 0)
-        begun = last = -1.0
-        for event in self.runner.run(job, partial(self._work, here, request, settings)):
+        first_token = last = -1.0
+        for event in self.runner.run(job, partial(self._work, answering, request, settings)):
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
-            elif not isinstance(event, At):
+            elif not isinstance(event, JobProgress):
                 if any(len(tokens[name]) > sent[name] for name in variants):
-                    yield self._delta(here, sent, begun)
+                    yield self._delta(answering, sent, first_token)
                 yield self._kept(event.result, job)
-            elif begun < 0:  # at once, so that the page changes with the click, not the first token
-                begun = last = now
-                yield self._delta(here, sent, begun)
+            elif (
+                first_token < 0
+            ):  # at once, so that the page reacts to the click and not only to the first token
+                first_token = last = now
+                yield self._delta(answering, sent, first_token)
             else:
                 fresh = any(len(tokens[name]) > sent[name] for name in variants)
                 if now - last >= (STREAM_SECONDS if fresh else 0.9):
-                    yield self._delta(here, sent, begun)
+                    yield self._delta(answering, sent, first_token)
                     last = now
 
-    def _work(self, here: Answering, request: Request, settings: Any, job: Job) -> Run:
-        """The run, computed in the job's thread, which alone holds the model meanwhile."""
+    def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
+        """Compute the run, in the job's thread, which has exclusive use of the model."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
         limits = limits_for(self.settings.images, handle)
@@ -177,9 +181,9 @@ class Handlers:
         ]
         inputs, prefix = self._last.prepare(handle, images, request.prompt)
         read = "Reading the image" if len(images) == 1 else "Reading the images"
-        job.report(0, here.most, read)
-        begun, same = time.monotonic(), bool(var and request.same_text)
-        staged = {"on_stage": here.on_stage} if settings.compile else {}
+        job.report(0, answering.most, read)
+        start, same = time.monotonic(), bool(var and request.same_text)
+        staged = {"on_stage": answering.on_stage} if settings.compile else {}
         stop = job.stop_event
         try:
             if var is None:
@@ -187,7 +191,7 @@ class Handlers:
                     handle,
                     inputs,
                     settings,
-                    on_token=lambda i, token: here.on_token("baseline", i, token),
+                    on_token=lambda i, token: answering.on_token("baseline", i, token),
                     stop=stop,
                     **staged,
                 )
@@ -199,7 +203,7 @@ class Handlers:
                     settings,
                     var,
                     same,
-                    on_token=here.on_token,
+                    on_token=answering.on_token,
                     stop=stop,
                     prefix=prefix,
                     **staged,
@@ -207,45 +211,49 @@ class Handlers:
                 self._last.keep(inputs, pair.prefix)
                 traces = {"baseline": pair.baseline, "var": pair.var}
         except attention_extractor.RunOutOfMemoryError as error:
-            # The cache of the prompt before is what the next try needs; nobody may hold it.
+            # Release the previous prompt's cache: the next try needs its memory.
             self._last.drop()
             prefix = None
             traceback.clear_frames(error.__traceback__)
             raise
         if prefix is None:  # else the image was passed through the model by an earlier run
-            work = Work(inputs.layout, len(here.times), len(traces), same)
-            self.pace.note(handle, work, time.monotonic() - begun, here.times)
-        return Run(traces, same_text=same, id=here.run_id)
+            work = Work(inputs.layout, len(answering.times), len(traces), same)
+            self.pace.note(handle, work, time.monotonic() - start, answering.times)
+        return Run(traces, same_text=same, id=answering.run_id)
 
     def _kept(self, run: Run, job: Job) -> dict[str, Any]:
-        """Store a finished run; what the inspector needs to show it."""
+        """Store a finished run, and return its value for the inspector."""
         note = self.store.put(run)
         try:
             value = self.value_of(run)
-        except OSError as error:  # its numbers reach the browser as a file
+        except OSError as error:  # its data reaches the browser as a file
             raise ValueError(
-                "The run is finished and kept, but the page cannot be given its numbers: "
+                "The run is finished and kept, but its data cannot be sent to the page: "
                 f"{error.strerror or 'the disk cannot be written'}."
             ) from error
         if value["phase"] == "stopped" and job.late:
             value = {**value, "message": job.ended_by}
         return {**value, "facts": [*value["facts"], *([note] if note else [])]}
 
-    def _delta(self, here: Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
+    def _delta(
+        self, answering: Answering, sent: dict[str, int], first_token: float
+    ) -> dict[str, Any]:
         begin = dict(sent)
-        new = {v: here.tokens[v][sent[v] :] for v in here.variants}
+        new = {v: answering.tokens[v][sent[v] :] for v in answering.variants}
         for variant, tokens in new.items():
             sent[variant] += len(tokens)
-        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - begun)
+        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - first_token)
         facts = [number_of(count, "token"), f"{seconds:.1f} s"]
         if count and seconds > 0:
             facts.append(f"{count / seconds:.1f} tokens/s")
-        message = here.stage or ("Writing" if count else "Reading the image")
-        message = "Stopping" if here.job.stopped else message
-        return stream_value(here.run_id, here.prompt, here.variants, begin, new, message, facts)
+        message = answering.stage or ("Writing" if count else "Reading the image")
+        message = "Stopping" if answering.job.stopped else message
+        return stream_value(
+            answering.run_id, answering.prompt, answering.variants, begin, new, message, facts
+        )
 
     def value_of(self, run: Run) -> dict[str, Any]:
-        """What the inspector needs to show a finished run."""
+        """The inspector's value of a finished run."""
         return self._shown(run)
 
     def _value(self, run: Run) -> dict[str, Any]:
@@ -253,26 +261,26 @@ class Handlers:
         return self.copied(run, run_value(run, self.component))
 
     def copied(self, run: Run, value: dict[str, Any]) -> dict[str, Any]:
-        """A value for the page whose files are copies of a run, and go when the run goes."""
+        """Register the files of a value as copies of a run, to be removed with it."""
         self.store.keep_copies(run, *files_in(value))
         return value
 
     # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
 
     def open_run(self, ask: Any) -> dict[str, Any]:
-        """A run by its id, for a page that was reloaded."""
-        run = self._found(ask)
+        """A run by its id, for example after a reload."""
+        run = self._run_asked(ask)
         return self.value_of(run) if isinstance(run, Run) else run
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
-        """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
+        """The result of `open_run` if it is cached and available without waiting; else None."""
         run = self.store.in_memory(field_of(ask, "run"), wait=False)
         if run is None or not self.store.may_see(run.id):
             return None
-        return self._shown.ready(run)
+        return self._shown.cached(run)
 
-    def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
-        """The run, or the two runs side by side, that a question is about; or what to answer."""
+    def _run_asked(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
+        """The run, or the pair of runs, of a request; or the error to return."""
         try:
             run = find_run(self.store, field_of(ask, "run"), field_of(ask, "names"), described)
         except ValueError as error:
@@ -289,8 +297,8 @@ class Handlers:
         return {}
 
     def page_file(self, ask: Any) -> dict[str, Any]:
-        """The run as an HTML file that works alone, and opens with the view that is on screen."""
-        run = self._found(ask)
+        """The run as a standalone HTML file that opens with the current view."""
+        run = self._run_asked(ask)
         if not isinstance(run, Run):
             return run
         place = field_of(ask, "place")
@@ -299,13 +307,13 @@ class Handlers:
         return self.copied(run, self._file(build_standalone(run, place=view), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
-        """One trace of a run as `GenerationTrace.open` reads it."""
-        run, name = self._found(ask, described=False), field_of(ask, "variant")
+        """One trace of a run, as a file for `GenerationTrace.open`."""
+        run, name = self._run_asked(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with scratch() as folder:
             path = Path(folder) / "trace.safetensors"
-            with_made(run.traces[name], made_of(run)).save(path)
+            with_summary(run.traces[name], run_summary(run)).save(path)
             called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
             return self.copied(run, self._file(path.read_bytes(), called))
 
@@ -313,30 +321,34 @@ class Handlers:
         assert self.component is not None
         return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
 
-    def draw_ahead(self, ask: Any) -> dict[str, Any]:
-        """Save was opened: what draws files may begin to load."""
+    def start_drawing(self, ask: Any) -> dict[str, Any]:
+        """Save was opened: start the drawing process."""
         self.drawing.start()
         return {}
 
     def tokens_since(self, ask: Any) -> dict[str, Any]:
-        """Tokens of a run under way from an index on, where the page has missed some."""
+        """Tokens of a running run from an index on, if the page has missed some."""
         with self._lock:
-            here = self._answering.get(str(field_of(ask, "run")))
+            answering = self._answering.get(str(field_of(ask, "run")))
         variant, begin = field_of(ask, "variant"), field_of(ask, "from")
-        if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
+        if (
+            answering is None
+            or not self.store.may_see(answering.run_id)
+            or variant not in answering.variants
+        ):
             return {"error": EXPIRED}
         if not isinstance(begin, int) or begin < 0:
             return {"error": EXPIRED}
-        return {"tokens": here.tokens[variant][begin:]}
+        return {"tokens": answering.tokens[variant][begin:]}
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
-        """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
-        run = self._found(ask, described=False)
+        """Data of single heads of a run: every (layer, head, patch) of some tokens, or one map."""
+        run = self._run_asked(ask, described=False)
         if not isinstance(run, Run):
             return run
         try:
             trace = run.traces[ask["variant"]]
-            part: Part = "prompt" if ask.get("prompt") else "answer"
+            part: TokenSource = "prompt" if ask.get("prompt") else "answer"
             rows = rows_of(trace, part)
             start, stop = int(ask["start"]), int(ask["stop"])
             if not 0 <= start < stop <= len(rows.tokens):
@@ -361,6 +373,6 @@ class Handlers:
 EXPIRED = "This run is no longer on the server. Press Generate to make it again."
 
 
-def _said(words: str, title: str) -> gr.Error:
-    """For callers of the API; on the page the inspector has said it."""
+def _api_error(words: str, title: str) -> gr.Error:
+    """For callers of the API; on the page the inspector shows the error."""
     return gr.Error(words, title=title, visible=False, print_exception=False)

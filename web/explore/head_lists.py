@@ -40,7 +40,7 @@ class HeadLists:
                 raise ValueError(UNREAD)
             name = ask.get("name")
             name = name[:80] if isinstance(name, str) and name.strip() else "The file"
-            return shown(HeadList.read(text, name), self._run(ask))
+            return head_list_value(HeadList.read(text, name), self._run(ask))
         except ValueError as error:
             return {"error": str(error)}
 
@@ -63,7 +63,7 @@ class HeadLists:
                 job, lambda job: found_heads(run.first, which), waits=False
             ):
                 if isinstance(event, Done):
-                    yield shown(event.result, run)
+                    yield head_list_value(event.result, run)
         except Stopped:
             yield {"error": f"{job.ended_by}; the heads were not looked for."}
 
@@ -74,23 +74,23 @@ class HeadLists:
         return run
 
 
-def shown(found: HeadList, run: Run) -> dict[str, Any]:
+def head_list_value(head_list: HeadList, run: Run) -> dict[str, Any]:
     """A list for the browser: its heads, what they are, and the text of its file.
 
     Raises:
         ValueError: it is empty, another model's, or the run did not keep its heads.
     """
-    picked = found.picked()
+    picked = head_list.picked()
     infos = [trace.model for trace in run.traces.values()]
-    if all(found.revision != info.revision for info in infos):
-        found.check_model(infos[0])
+    if all(head_list.revision != info.revision for info in infos):
+        head_list.check_model(infos[0])
     for trace in run.traces.values():
         picked.check_run(trace.layers, trace.heads)
     return {
         "pairs": [list(pair) for pair in picked.pairs],
         "kind": picked.kind,
-        "said": found.said,
-        "file": found.as_json(),
+        "said": head_list.description,
+        "file": head_list.as_json(),
     }
 
 

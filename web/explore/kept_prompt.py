@@ -1,8 +1,9 @@
-"""The last compared prompt, kept so that another VAR setting is a matter of its answers alone.
+"""Keeps the last compared prompt, so that a comparison with another VAR setting only computes the
+answers.
 
 The keys and values of a prompt up to the end of its image do not depend on VAR's settings
-(`capture.prefix`). One prompt is kept for the whole app: whoever turns a setting turns it on what
-was just asked.
+(`capture.prefix`). One prompt is kept for the whole app, because settings are usually changed for
+the last question.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from sinkscope.web.server.security import LOOPBACK
 
 LONGEST_REVISION = 200
 DEMO_LIMITS = (
-    "The bundled model knows drawn scenes like the examples only. "
+    "The bundled model knows only drawn scenes like the examples. "
     "For photos load Qwen2.5-VL 3B or 7B (Model, below)."
 )
 SHOWN = 2  # reasons why a checkpoint's own settings cannot be followed
@@ -50,7 +50,7 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
     ) -> Any:
         """What a press of Generate will take."""
         more = tuple(said.pop(name, None) for name in MORE)
-        asked = Request(image, prompt, compare, same_text, said=said, more=more)
+        asked = Request(image, prompt, compare, same_text, values=said, more=more)
         return forecaster.of_run(asked)
 
     return ahead
@@ -98,9 +98,9 @@ def _outcome(state: LoadState) -> Any:
 
 
 def model_wanted(
-    settings: Settings, offered: Sequence[str], said: Mapping[str, Any]
+    settings: Settings, offered: Sequence[str], values: Mapping[str, Any]
 ) -> ModelSettings:
-    """What Load asks for (`said`, by the names of ModelSettings), over the settings of the start.
+    """What Load asks for (`values`, by the names of ModelSettings), over the settings of the start.
 
     `local_files_only` always stays; sink profile and adapter where it is the start's model, and
     there the revision too, unless one is given (an empty one is the newest).
@@ -109,9 +109,9 @@ def model_wanted(
         ValueError: naming the setting, its value and what is allowed.
     """
     for setting in ("model", "revision", "device", "dtype"):
-        if not isinstance(said.get(setting), str | None):
-            raise ValueError(f"{setting} is {shown(said[setting])}; allowed: a text.")
-    start, name = settings.model, str(said.get("model") or "").strip()
+        if not isinstance(values.get(setting), str | None):
+            raise ValueError(f"{setting} is {shown(values[setting])}; allowed: a text.")
+    start, name = settings.model, str(values.get("model") or "").strip()
     if settings.app.host not in LOOPBACK and name not in (*offered, start.model):
         # Any folder and any hub id would be a way into this machine for everyone with the password.
         raise ValueError(
@@ -120,7 +120,7 @@ def model_wanted(
         )
     pixels: dict[str, int | None] = {}
     for setting in ("min_pixels", "max_pixels"):
-        value = said.get(setting)
+        value = values.get(setting)
         pixels[setting] = whole(setting, value) or None if value is not None else None
         most = max(int(settings.images.max_megapixels * 1e6), getattr(start, setting) or 0)
         if (pixels[setting] or 0) > most:
@@ -131,11 +131,11 @@ def model_wanted(
     return dataclasses.replace(
         start,
         model=name,
-        revision=_revision(settings, said.get("revision"), name),
+        revision=_revision(settings, values.get("revision"), name),
         profile=start.profile if name == start.model else None,
         adapter=start.adapter if name == start.model else None,
-        device=said.get("device") or start.device,
-        dtype=said.get("dtype") or start.dtype,
+        device=values.get("device") or start.device,
+        dtype=values.get("dtype") or start.dtype,
         min_pixels=pixels["min_pixels"],
         max_pixels=pixels["max_pixels"],
     )
@@ -143,9 +143,9 @@ def model_wanted(
 
 def _revision(settings: Settings, given: str | None, name: str) -> str | None:
     start = settings.model
-    own = start.revision if name == start.model else None
-    if given is None or (given := given.strip()) == (own or ""):
-        return own
+    start_revision = start.revision if name == start.model else None
+    if given is None or (given := given.strip()) == (start_revision or ""):
+        return start_revision
     # The hub's library makes a path of it.
     usable = re.fullmatch(r"[\w./-]*", given) and ".." not in given
     if not usable or len(given) > LONGEST_REVISION:
@@ -170,10 +170,10 @@ def loading(loaded: LoadedModel, settings: Settings, offered: Sequence[str]) -> 
                 raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:
             yield (*([gr.skip()] * 4), notice(str(error), "warn"))
-            raise _said(str(error), "Not possible") from error
+            raise _api_error(str(error), "Not possible") from error
         yield from following(loaded)()
         if loaded.state.phase == "failed":
-            raise _said(loaded.state.message, "Not loaded")
+            raise _api_error(loaded.state.message, "Not loaded")
 
     return load_model
 
@@ -191,14 +191,14 @@ def checkpoint_notice(handle: ModelHandle | None, chosen: str) -> Notice:
     """The line about the loaded checkpoint's own generation_config.json."""
     if handle is None:
         return notice()
-    found = checkpoint_decoding(handle)
-    words = f"This checkpoint's own generation_config.json: {found.words}."
-    if found.refusals:
-        more = len(found.refusals) - SHOWN
-        words += f" It cannot be followed: {' '.join(found.refusals[:SHOWN])}"
+    checkpoint = checkpoint_decoding(handle)
+    words = f"This checkpoint's own generation_config.json: {checkpoint.words}."
+    if checkpoint.refusals:
+        more = len(checkpoint.refusals) - SHOWN
+        words += f" It cannot be followed: {' '.join(checkpoint.refusals[:SHOWN])}"
         words += f" And {more} more." if more > 0 else ""
-    words = " ".join([words, *found.notes])
-    return notice(words, "warn" if found.refusals and chosen == "checkpoint" else "quiet")
+    words = " ".join([words, *checkpoint.notes])
+    return notice(words, "warn" if checkpoint.refusals and chosen == "checkpoint" else "quiet")
 
 
 def choosing_dims(loaded: LoadedModel) -> Callable[..., Any]:
@@ -207,10 +207,10 @@ def choosing_dims(loaded: LoadedModel) -> Callable[..., Any]:
         if not (dims or "").strip():
             return *_var_controls(loaded.state), gr.update(visible=False)
         try:
-            own = parse_indices("Sink dimensions", dims)
+            given_dims = parse_indices("Sink dimensions", dims)
         except ValueError as error:
             return gr.skip(), str(error), gr.skip(), gr.update(visible=True)
-        words = f"Sink dimensions {', '.join(map(str, own or ()))}, in this browser alone"
+        words = f"Sink dimensions {', '.join(map(str, given_dims or ()))}, only in this browser"
         words += f": found on {dims_of}. " if dims_of else ". "
         # An `info` of None would be left out, and the old words stay.
         ready = gr.update(interactive=loaded.handle is not None, info="")
@@ -229,7 +229,7 @@ def telling_limits(loaded: LoadedModel) -> Callable[..., Any]:
     return limits
 
 
-def _said(words: str, title: str) -> gr.Error:
+def _api_error(words: str, title: str) -> gr.Error:
     """For callers of the API; on the page the line beside Load has said it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)
 
@@ -247,7 +247,7 @@ def _var_controls(state: LoadState) -> tuple[Any, Any, Any]:
     if handle.profile is None:
         words = (
             "The sink dimensions of this model are not known, so VAR cannot run. The Sinks tab can "
-            "find them, or give them in sink_profile.toml in the model's folder (docs/method.md)."
+            "find them, or put them into sink_profile.toml in the model's folder (docs/method.md)."
         )
         tau = gr.update(maximum=max(tau_end(handle.info.hidden_size), VARSettings.tau))
         return gr.update(interactive=False, value=False, info=words), words, tau

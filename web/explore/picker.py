@@ -31,12 +31,12 @@ class Picker:
     Attributes:
         controls: by the names of ModelSettings, which `load_model` takes
         (`web.explore.model_events`).
-        ahead: what the load will take, and how far it is.
+        estimate: what the load will take, and how far it is.
         opened: the fold around all of them.
     """
 
     controls: dict[str, Component]
-    ahead: gr.HTML
+    estimate: gr.HTML
     load: gr.Button
     opened: gr.Accordion
 

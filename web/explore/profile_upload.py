@@ -1,4 +1,4 @@
-"""A sink profile (`sink_profile.toml`) from the reader's own disk, for this browser's VAR alone."""
+"""A sink profile (`sink_profile.toml`) from the reader's own disk, only for this browser's VAR."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def _check_model(profile: SinkProfile, loaded: LoadedModel) -> str:
     handle = loaded.handle
     if handle is None:
         return profile.model
-    own, given = handle.info, (profile.hidden_size, profile.layers)
-    if given != (own.hidden_size, own.layers):
+    info, given = handle.info, (profile.hidden_size, profile.layers)
+    if given != (info.hidden_size, info.layers):
         raise ValueError(
-            f"The profile is for hidden_size {given[0]} and {given[1]} layers; {own.id} has "
-            f"{own.hidden_size} and {own.layers}."
+            f"The profile is for hidden_size {given[0]} and {given[1]} layers; {info.id} has "
+            f"{info.hidden_size} and {info.layers}."
         )
-    return own.id
+    return info.id

@@ -45,25 +45,25 @@ class QuickQuestions:
             await self.app(scope, receive, send)
             return
         message = await receive()
-        asked = None if message.get("more_body") else self._asked(message.get("body", b""))
+        asked = None if message.get("more_body") else self._read_question(message.get("body", b""))
         if asked is None:
             await self.app(scope, _again(message, receive), send)
             return
         await JSONResponse(await self._answer(*asked))(scope, receive, send)
 
-    def _asked(self, body: bytes) -> tuple[str, Any] | None:
+    def _read_question(self, body: bytes) -> tuple[str, Any] | None:
         """Function and question, where the body is one for us."""
         try:
-            said = json.loads(body)
+            message = json.loads(body)
         except (ValueError, RecursionError):
             return None
         component = self._handlers.component
-        if not isinstance(said, Mapping) or component is None:
+        if not isinstance(message, Mapping) or component is None:
             return None
-        name, where = said.get("fn_name"), said.get("component_id")
+        name, where = message.get("fn_name"), message.get("component_id")
         if name not in QUICK or where != component._id or isinstance(where, bool):
             return None
-        return name, said.get("data")
+        return name, message.get("data")
 
     async def _answer(self, name: str, question: Any) -> dict[str, Any]:
         if name == "open_run" and (ready := self._handlers.opened(question)) is not None:

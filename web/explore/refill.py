@@ -13,13 +13,13 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.web.explore.forecast import Notice, notice
 from sinkscope.web.explore.form import Form
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.runs.form_values import changed_words, filled, said_of
+from sinkscope.web.runs.form_values import changed_words, control_values, form_values_of
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.store import Run
 
 
 def cached_image(run: Run, image: gr.Image, keep: bool = False, index: int = 0) -> str | None:
-    """An image of the run where Gradio serves files from, losslessly; None where it has none."""
+    """An image of the run where Gradio serves files from, losslessly; None if it has none."""
     if index >= len(run.first.images):
         return None
     file = io.BytesIO()
@@ -35,7 +35,7 @@ def fill_at_start(form: Form, run: Run, handle: ModelHandle | None) -> None:
 
     It is part of the page: an event would come after it and take back what somebody did by then.
     """
-    for name, value in filled(said_of(run), handle, run.first.model.id).items():
+    for name, value in control_values(form_values_of(run), handle, run.first.model.id).items():
         form.controls[name].value = value
     shown = form.image.postprocess(cached_image(run, form.image, keep=True))
     # As a component does with the value that it is made with: the address comes with the file.
@@ -55,10 +55,12 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         ask = event._data if isinstance(event._data, Mapping) else {}
         run, handle = handlers.store.get(ask.get("run")), handlers.loaded.handle
         sent = ask.get("said")
-        said = said_of(run) if run is not None else sent if isinstance(sent, Mapping) else None
+        said = (
+            form_values_of(run) if run is not None else sent if isinstance(sent, Mapping) else None
+        )
         if said is None:
             return *(gr.skip() for _ in names), gr.skip(), gr.skip(), gr.skip()
-        values = filled(said, handle, run.first.model.id if run is not None else None)
+        values = control_values(said, handle, run.first.model.id if run is not None else None)
         fill = bool(ask.get("fill"))
         if run is not None:
             for index, name in enumerate(("image", *MORE)):

@@ -1,9 +1,9 @@
 """The region test of the Explore tab: does the box that was dragged on the image matter?
 
-The inspector triggers an event; the test is a job that waits in the line in front of the model, and
-is streamed back in values of phase "region": how far it is, and the result as it grows. It needs
-the model that made the run. What the boxes of one answer share (keys and values up to the image) is
-kept for the last answer tested, so that another box costs its own passes alone.
+The inspector triggers an event; the test is a job that waits in the model's queue and is streamed
+back in values of phase "region": the progress, and the result so far. It needs the model that made
+the run. The keys and values up to the image, which the boxes of one answer share, are kept for the
+last tested answer, so that another box costs only its own passes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.capture.prefix import Prefix
-from sinkscope.experiments.answers import Answered, answered
+from sinkscope.experiments.answers import PromptAndAnswer, prompt_and_answer
 from sinkscope.experiments.boxes import Box, grid_of
 from sinkscope.experiments.region import prefix_of, region_steps
 from sinkscope.experiments.region_effect import RegionEffect
@@ -44,8 +44,8 @@ STALE = "This box cannot be tested; please reload the page."
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the inspector asks.
+class RegionRequest:
+    """The inspector's request.
 
     Attributes:
         boxes: side of the run -> the box on its image.
@@ -57,8 +57,8 @@ class Asked:
 
 
 @dataclass
-class _Found:
-    """What is there so far: the job's thread writes it, the generator sends it on."""
+class _RegionResults:
+    """The result so far: the job's thread writes it, the generator sends it to the page."""
 
     effects: dict[str, RegionEffect] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -72,21 +72,21 @@ class _Found:
 
 
 class LastTested:
-    """The answers of the run that was tested last, with what their boxes share; one for the app."""
+    """The answers of the last tested run, with their shared prefix; one object for the app."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._handle: weakref.ref[ModelHandle] | None = None  # must not keep a model in memory
         self._run = ""
-        self._kept: dict[str, tuple[Answered, Prefix | None]] = {}  # by side
+        self._kept: dict[str, tuple[PromptAndAnswer, Prefix | None]] = {}  # by side
 
     def of(
         self, handle: ModelHandle, run: Run, name: str, shared: bool
-    ) -> tuple[Answered, Prefix | None]:
+    ) -> tuple[PromptAndAnswer, Prefix | None]:
         """Prompt and answer of one side of a run, and their prefix where it is wanted.
 
         Raises:
-            ValueError: as `answered`.
+            ValueError: as `prompt_and_answer`.
         """
         with self._lock:
             known = self._handle is not None and self._handle() is handle and self._run == run.id
@@ -94,7 +94,7 @@ class LastTested:
                 self._forget()  # before the new one takes memory
                 self._handle, self._run = weakref.ref(handle), run.id
             kept = self._kept.get(name)
-        asked, prefix = kept or (answered(handle, run.traces[name]), None)
+        asked, prefix = kept or (prompt_and_answer(handle, run.traces[name]), None)
         if shared and prefix is None:
             prefix = prefix_of(handle, asked)
         with self._lock:
@@ -112,12 +112,12 @@ class LastTested:
 
 
 def testing_region(handlers: Handlers, last: LastTested) -> Callable[..., Any]:
-    """For the inspector's event: tests the box that its data names, and tells how far it is."""
+    """For the inspector's event: tests the box of its data, and reports progress."""
     return inspector_event(partial(region_values, handlers, last), "test_region")
 
 
 def stopping_region(handlers: Handlers) -> Callable[..., Any]:
-    """For the inspector's other event: ends the test that this session has asked for."""
+    """For the inspector's other event: ends this session's test."""
 
     def stop_region(request: gr.Request) -> None:
         handlers.runner.stop(request.session_hash or "", REGION)
@@ -128,7 +128,8 @@ def stopping_region(handlers: Handlers) -> Callable[..., Any]:
 def region_values(
     handlers: Handlers, last: LastTested, ask: Mapping[str, Any], session: str
 ) -> Values:
-    """Values for the inspector: waiting, how far with what is there, and the result or an error."""
+    """Yield values for the inspector: waiting, progress with the result so far, and the result or
+    an error."""
     about = {"phase": "region", "ask": str(ask.get("ask"))[:64]}
     job = handlers.runner.job(session, REGION)
     return with_error_words(_tested(handlers, last, ask, job), about, "a region test")
@@ -138,12 +139,12 @@ def _tested(handlers: Handlers, last: LastTested, ask: Mapping[str, Any], job: J
     run = find_run(handlers.store, ask.get("run"), ask.get("names"), described=False)
     if run is None:
         raise ValueError(EXPIRED)
-    effects = _Found()
+    effects = _RegionResults()
 
     def found() -> dict[str, Any]:
         return {"found": effects.value()}
 
-    work = partial(_work, handlers, last, run, read_asked(ask, run), effects)
+    work = partial(_work, handlers, last, run, read_region_request(ask, run), effects)
     try:
         yield from progress_values(handlers.runner, job, work, found, "Reading the image")
     except StoppedWaiting:
@@ -154,7 +155,12 @@ def _tested(handlers: Handlers, last: LastTested, ask: Mapping[str, Any], job: J
 
 
 def _work(
-    handlers: Handlers, last: LastTested, run: Run, asked: Asked, found: _Found, job: Job
+    handlers: Handlers,
+    last: LastTested,
+    run: Run,
+    asked: RegionRequest,
+    results: _RegionResults,
+    job: Job,
 ) -> None:
     """Test each side's box in the job's thread."""
     handle = loaded_handle(handlers.loaded)
@@ -164,21 +170,21 @@ def _work(
             for effect in region_steps(
                 handle, trace, box, asked.settings, prefix=prefix, **job.hooks
             ):
-                found.effects[name] = effect
+                results.effects[name] = effect
         except ValueError as error:  # of two runs side by side one may be another model's
-            found.errors[name] = str(error)
+            results.errors[name] = str(error)
         except RunOutOfMemoryError:
             last.drop()
             raise
-    if len(found.errors) == len(asked.boxes):
-        raise ValueError(next(iter(found.errors.values())))
+    if len(results.errors) == len(asked.boxes):
+        raise ValueError(next(iter(results.errors.values())))
 
 
-def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
-    """What the inspector asks for, out of anything that may have been sent.
+def read_region_request(ask: Mapping[str, Any], run: Run) -> RegionRequest:
+    """Read the inspector's request from unchecked data.
 
     Raises:
-        ValueError: it is no such question, or a box is not on its image.
+        ValueError: it is not such a request, or a box is not on its image.
     """
     try:
         given = ask["boxes"]
@@ -195,7 +201,7 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
         raise ValueError(STALE)
     for name, box in boxes.items():
         grid_of(run.traces[name].layout, box)
-    return Asked(boxes, settings)
+    return RegionRequest(boxes, settings)
 
 
 def _count(value: Any) -> int:

@@ -30,7 +30,7 @@ from sinkscope.web.explore.profile_upload import taking_profile
 from sinkscope.web.explore.refill import fill_at_start, noticing, refilling
 from sinkscope.web.explore.region import LastTested, stopping_region, testing_region
 from sinkscope.web.runs.example import Example
-from sinkscope.web.runs.inspector import drawn, empty_value, run_value
+from sinkscope.web.runs.inspector import empty_value, html_component, run_value
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.store import Run
@@ -87,7 +87,7 @@ def build_explore(
     ahead = _connect_forecast(form, forecaster)
     run.then(**ahead)  # which knows more after a run
     offers = [model for _, model in MODELS]
-    outputs = [status, form.compare, form.note, form.tau, picker.ahead]
+    outputs = [status, form.compare, form.note, form.tau, picker.estimate]
     free: dict[str, Any] = {
         "concurrency_id": "status",
         "concurrency_limit": None,
@@ -101,10 +101,10 @@ def build_explore(
         api_visibility="private",  # `web.api.routes` has the endpoints
         **free,
     )
-    there = page.load(following(loaded), None, outputs, api_visibility="private", **free)
+    on_load = page.load(following(loaded), None, outputs, api_visibility="private", **free)
     decoding = (choosing_decoding(loaded), form.decoding, [form.says, *form.replaced])
     change_of(form.decoding)(*decoding, **QUIET)
-    for event in (load, there):
+    for event in (load, on_load):
         event.then(telling_limits(loaded), None, form.limits, **QUIET)
         event.then(**ahead)
         event.then(*decoding, **QUIET)
@@ -116,7 +116,7 @@ def build_explore(
         [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
         load_forecasting(loaded, settings, offers, PARAMETERS),
         None,
-        picker.ahead,
+        picker.estimate,
         inputs_kwargs={**picker.controls},
         **QUIET,
     )
@@ -158,7 +158,7 @@ def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
     """Keep the line under Generate true; the call that does so."""
     names = ("image", *MORE, "prompt", "compare", "same_text", "max_new_tokens")
     read = {name: form.controls[name] for name in names}
-    call = {"fn": forecasting(forecaster), "outputs": form.ahead, "inputs_kwargs": read, **QUIET}
+    call = {"fn": forecasting(forecaster), "outputs": form.estimate, "inputs_kwargs": read, **QUIET}
     # A prompt is looked at when its box is left, not at each letter.
     changes = (change_of(read[name]) for name in names if name != "prompt")
     gr.on([form.prompt.blur, *changes], **call)
@@ -168,7 +168,7 @@ def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
 def _inspector(
     handlers: Handlers, explaining: Explaining, lists: HeadLists, first: Run | None
 ) -> gr.HTML:
-    inspector = drawn(
+    inspector = html_component(
         "inspector",
         None,
         [
@@ -180,7 +180,7 @@ def _inspector(
             lists.read_heads,
             handlers.page_file,
             handlers.trace_file,
-            handlers.draw_ahead,
+            handlers.start_drawing,
         ],
     )
     inspector.value = empty_value()

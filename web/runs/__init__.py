@@ -1,1 +1,1 @@
-"""Runs that the page can show: kept, made into what goes to the browser, and into files."""
+"""Runs that the page can show: stored, and converted into data for the browser and files."""

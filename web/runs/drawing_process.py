@@ -1,7 +1,7 @@
-"""Files that are drawn, in a process of their own.
+"""Draws files in a separate process.
 
-Drawing frames and figures holds the interpreter lock for most of its time, and would slow every
-request of everybody else by half (docs/architecture.md, "The process model").
+Drawing frames and figures holds the interpreter lock for most of its time, and would slow down
+every other user's requests by half (docs/architecture.md, "The process model").
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sinkscope.drawing.files import ANIMATIONS, Drawing
 from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.helper import Helper, HelperLostError
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.precomputed import PrecomputedMaps
 from sinkscope.methods.stack_file import save_stack
 from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # it would take some of its memory
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # take no GPU memory
 
 
 class DrawingProcess:
-    """Draws as `drawing.files.draw` does, elsewhere; one object an app.
+    """Draws like `drawing.files.draw`, in another process; one object per app.
 
     Args:
-        file_of: the file that holds a trace already, or None (`web.runs.store.RunStore.file_of`).
+        file_of: the file that contains a trace, or None (`web.runs.store.RunStore.file_of`).
     """
 
     def __init__(self, file_of: Callable[[GenerationTrace], Path | None]) -> None:
@@ -38,14 +38,14 @@ class DrawingProcess:
         self.helper = Helper(MODULE, "draws files", NO_GPU)
 
     def start(self) -> None:
-        """Start the process, where it does not run; it is not waited for, and nothing fails."""
+        """Start the process if it does not run. Does not wait for it and never fails."""
         try:
             self.helper.start()
-        except HelperLostError as error:  # whoever wants a file is told
+        except HelperLostError as error:  # reported when a file is requested
             log.warning("%s", error)
 
     def close(self) -> None:
-        """End the process, and what it draws."""
+        """End the process, also if it is drawing."""
         self.helper.close()
 
     def __call__(
@@ -56,19 +56,19 @@ class DrawingProcess:
         on_progress: Progress | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        """See `drawing.files.draw`; also
+        """See `drawing.files.draw`. In addition:
 
         Raises:
             ValueError: the process has ended, or the file of a trace is gone.
         """
-        self.start()  # it loads while traces are written
+        self.start()  # it starts up while traces are written
         with scratch() as folder:
             files = [
                 (label, str(self._file_of(trace) or _saved(trace, Path(folder), number)))
                 for number, (label, trace) in enumerate(sides.items())
             ]
             task: dict[str, Any] = {"sides": files, "drawing": drawing.values(), "path": str(path)}
-            if isinstance(method := drawing.view.method, GivenMaps):
+            if isinstance(method := drawing.view.method, PrecomputedMaps):
                 task["given"] = _given(sides, method, Path(folder))
             what = "frames" if path.suffix in ANIMATIONS else "files"
             try:
@@ -81,16 +81,16 @@ class DrawingProcess:
 
 
 def _given(
-    sides: Mapping[str, GenerationTrace], method: GivenMaps, folder: Path
+    sides: Mapping[str, GenerationTrace], method: PrecomputedMaps, folder: Path
 ) -> list[tuple[str, list[int], str]]:
-    """Side, tokens and file of each stack that a method gave."""
-    made = []
+    """Side, tokens and file of each stack that a method has computed."""
+    traces = []
     for number, (label, trace) in enumerate(sides.items()):
         if (one := method.of(trace)) is not None:
             path = folder / f"{number}.npz"
             save_stack(one.stack, path)
-            made.append((label, list(one.tokens), str(path)))
-    return made
+            traces.append((label, list(one.tokens), str(path)))
+    return traces
 
 
 def _saved(trace: GenerationTrace, folder: Path, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""The run that is on screen before any model is loaded: made once, kept as files."""
+"""The run that is shown before any model is loaded: made once, stored as files."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ class Example:
 
 
 def read_examples(folder: Path = EXAMPLES) -> list[Example]:
-    """The pictures that `examples.json` lists, as [{"image": file name, "prompt": text}, ...].
+    """The pictures listed in `examples.json`, as [{"image": file name, "prompt": text}, ...].
 
-    None if there is no such file.
+    Empty if there is no such file.
 
     Raises:
-        ValueError: the file is damaged or names a picture that is not there.
+        ValueError: the file is damaged or names a picture that does not exist.
     """
     listing = folder / "examples.json"
     if not listing.is_file():
         return []
     try:
-        made = [Example(folder / e["image"], e["prompt"]) for e in json.loads(listing.read_bytes())]
+        examples = [
+            Example(folder / e["image"], e["prompt"]) for e in json.loads(listing.read_bytes())
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{listing.name} of the examples is damaged: {error}.") from error
-    for example in made:
+    for example in examples:
         if not example.image.is_file():
             raise ValueError(f"The example picture {example.image.name} is missing.")
-    return made
+    return examples
 
 
 def make_example(
@@ -56,16 +58,16 @@ def make_example(
     example: Example | None = None,
     max_new_tokens: int = 48,
 ) -> Run:
-    """Run the model on an example, also with VAR where its sinks are known; save that to `path`.
+    """Run the model on an example, also with VAR if its sinks are known; save the run to `path`.
 
     Raises:
         ValueError: there is no example picture.
     """
     if example is None:
-        found = read_examples()
-        if not found:
+        examples = read_examples()
+        if not examples:
             raise ValueError("There are no example pictures to make the example run from.")
-        example = found[0]
+        example = examples[0]
     inputs = handle.prepare([open_image(example.image)], example.prompt)
     settings = GenerationSettings(
         max_new_tokens=max_new_tokens, prompt_rows=AppSettings.prompt_rows, reference=True
@@ -82,11 +84,11 @@ def make_example(
 
 
 def what_to_look_at(run: Run) -> tuple[int, str] | None:
-    """The word where VAR takes the strongest patch of the map from a sink, and a sentence on it; of
-    several, that whose new strongest patch stands out most.
+    """The word where VAR moves the strongest patch of the map away from a sink, and a sentence
+    about it. If there are several, the one whose new strongest patch stands out most.
 
-    Read off the mean maps of both answers over all layers and heads, up to where their texts part.
-    None where VAR does so for no word, or the run has one answer.
+    Read from the mean maps of both answers over all layers and heads, up to where their texts first
+    differ. None if there is no such word, or the run has one answer.
     """
     if list(run.traces) != ["baseline", "var"]:
         return None
@@ -116,7 +118,7 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
 
 
 def load_example(path: Path = EXAMPLE) -> Run | None:
-    """The saved example run, with what to look at in it; None where there is none or it is damaged
+    """The saved example run, with what to look at in it; None if there is none or it is damaged
     (the log says why)."""
     if not (path / "run.json").is_file():
         return None

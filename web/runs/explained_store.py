@@ -1,8 +1,8 @@
-"""What methods gave for tokens of runs: in memory up to a budget, and beside the run's files.
+"""Maps that methods computed for tokens of runs: in memory up to a budget, and as files.
 
-A file is in the folder of the run (`web.runs.store.RunStore`): it counts in the store's budget,
-goes with the run, and is there after the app was started anew. Pairs of runs and the example have
-no folder that may be written to; theirs stay in memory.
+A file is in the folder of the run (`web.runs.store.RunStore`): it counts towards the store's
+budget, is removed with the run, and is still there after a restart. Pairs of runs and the example
+have no folder that may be written to; their maps are kept only in memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from sinkscope.web.runs.store import RunStore
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 128_000_000  # in memory
-MOST_BESIDE = 64_000_000  # of files beside one run
+MOST_BESIDE = 64_000_000  # files of one run
 PATTERN = "explained-*.npz"
 
 Key = tuple[str, str, tuple[int, ...], str]  # run, side, tokens, method
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What came of one method: its stack, or why there is none."""
+class StoredMaps:
+    """The result of one method: its stack, or why there is none."""
 
     stack: MapStack | None
     why_not: str = ""
@@ -39,7 +39,7 @@ class Kept:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Bytes in memory."""
         if self.stack is None:
             return 256
         arrays = (one.values for one in (self.stack, *(self.stack.ratio or ())))
@@ -47,24 +47,24 @@ class Kept:
 
 
 class ExplainedStore:
-    """One for the app; the least recently used leave the memory first, the oldest files the disk.
+    """One per app. The least recently used maps leave the memory first, the oldest files the disk.
 
     Args:
-        runs: beside whose files it writes; None: it keeps in memory alone.
+        runs: the store in whose folders it writes; None: it keeps maps only in memory.
         most: bytes in memory.
-        beside: bytes of files beside one run.
+        beside: bytes of files for one run.
     """
 
     def __init__(
         self, runs: RunStore | None = None, most: int = MOST_BYTES, beside: int = MOST_BESIDE
     ) -> None:
         self._lock = threading.Lock()
-        # One that is too large for all of it is kept alone, for it is on somebody's screen.
-        self._kept: LRUCache[Key, Kept] = LRUCache(most, lambda made: min(made.nbytes, most))
+        # An entry that is larger than the budget is kept anyway, because somebody is looking at it.
+        self._kept: LRUCache[Key, StoredMaps] = LRUCache(most, lambda made: min(made.nbytes, most))
         self._runs, self._beside = runs, beside
 
-    def get(self, key: Key, trace: GenerationTrace | None = None) -> Kept | None:
-        """What is kept; from its file only where `trace`, the key's side, is given."""
+    def get(self, key: Key, trace: GenerationTrace | None = None) -> StoredMaps | None:
+        """The stored maps; read from a file only if `trace`, the key's side, is given."""
         with self._lock:
             if (kept := self._kept.get(key)) is not None:
                 return kept
@@ -73,65 +73,65 @@ class ExplainedStore:
             return None
         try:
             stack, about = open_stack(path, trace.layout)
-        except ValueError as error:  # computed again, it is written again
+        except ValueError as error:  # it is computed and written again
             log.warning("%s", error)
             return None
-        if about.get("key") != _said(key):
+        if about.get("key") != _key_values(key):
             return None
-        made = Kept(stack, seconds=float(about.get("seconds", 0.0)))
-        self._remember(key, made)
-        return made
+        maps = StoredMaps(stack, seconds=float(about.get("seconds", 0.0)))
+        self._remember(key, maps)
+        return maps
 
     def has(self, key: Key) -> bool:
-        """Whether maps are kept, without reading their file."""
+        """Whether maps are stored, without reading their file."""
         with self._lock:
             if key in self._kept:
                 return self._kept[key].stack is not None
         folder = None if self._runs is None else self._runs.folder_of(key[0])
         return folder is not None and (folder / _file(key)).is_file()
 
-    def put(self, key: Key, made: Kept) -> None:
-        """Keep it. A disk that cannot be written costs nobody a result: it stays in memory."""
-        self._remember(key, made)
-        if made.stack is None or self._runs is None or made.nbytes > self._beside:
+    def put(self, key: Key, maps: StoredMaps) -> None:
+        """Store maps. If the disk cannot be written, they are kept in memory only."""
+        self._remember(key, maps)
+        if maps.stack is None or self._runs is None or maps.nbytes > self._beside:
             return
         folder = self._runs.folder_of(key[0])
         if folder is None:
             return
         try:
-            self._make_room(folder, made.nbytes)
-            about = {"key": _said(key), "seconds": made.seconds}
-            save_stack(made.stack, folder / _file(key), about)
+            self._make_room(folder, maps.nbytes)
+            about = {"key": _key_values(key), "seconds": maps.seconds}
+            save_stack(maps.stack, folder / _file(key), about)
             self._runs.trim(spare=key[0])
-        except OSError as error:  # of a run that was just deleted, too
+        except OSError as error:  # also if the run was just deleted
             log.warning("maps of %s are kept in memory only: %s", key[3], error)
 
-    def _remember(self, key: Key, made: Kept) -> None:
+    def _remember(self, key: Key, maps: StoredMaps) -> None:
         with self._lock:
-            self._kept[key] = made
+            self._kept[key] = maps
 
     def _make_room(self, folder: Path, needed: int) -> None:
-        """Remove the run's oldest maps until there is room for so many bytes more."""
-        there = []
+        """Remove the run's oldest maps until `needed` bytes are free."""
+        files = []
         for path in folder.glob(PATTERN):
             try:
                 about = path.stat()
             except FileNotFoundError:
                 continue
-            there.append((about.st_mtime_ns, about.st_size, path))
-        total = sum(size for _, size, _ in there)
-        for _, size, path in sorted(there):
+            files.append((about.st_mtime_ns, about.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total + needed <= self._beside:
                 break
             path.unlink(missing_ok=True)
             total -= size
 
 
-def _said(key: Key) -> list[object]:
-    """All but the run's id, which is the whole of the right to see it and stands in no file."""
+def _key_values(key: Key) -> list[object]:
+    """All but the run's id, which gives access to the run and is therefore not written to files."""
     return [key[1], list(key[2]), key[3]]
 
 
 def _file(key: Key) -> str:
-    name = repr(_said(key)).encode()
+    name = repr(_key_values(key)).encode()
     return PATTERN.replace("*", sha256(name).hexdigest()[:32])

@@ -1,7 +1,7 @@
-"""Ask again: a stored run as the controls of the form that made it, and what was changed since.
+"""Ask again: a stored run as values of the form that made it, and what was changed since.
 
-What a run says of its form (`said_of`) travels with its numbers and in its link; `filled` makes
-values of controls of either, and `changed_words` compares.
+The form values of a run (`form_values_of`) are part of its data and of its link; `control_values`
+turns either into values of controls, and `changed_words` compares.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ CALLED |= {"same_text": "Same text", **dict.fromkeys(MORE, "further images")}
 OF_VAR = (*(one.name for one in VAR), "same_text")
 
 
-def said_of(run: Run) -> dict[str, Any]:
-    """Prompt, Compare, Same text and the settings of a run that are not the defaults, as the
-    controls of the form say them, by their names. Tau and sink dimensions always."""
+def form_values_of(run: Run) -> dict[str, Any]:
+    """Prompt, Compare, Same text and the settings of a run that differ from the defaults, as values
+    of the form's controls, by name. Tau and sink dimensions are always included."""
     report = next((t.var for t in run.traces.values() if t.var), None) or {}
     var = report.get("settings") or {}
-    made: dict[str, Any] = {"prompt": run.first.prompt, "compare": len(run.traces) > 1}
+    values: dict[str, Any] = {"prompt": run.first.prompt, "compare": len(run.traces) > 1}
     if run.same_text:
-        made["same_text"] = True
-    for own, given in ((ANSWER, run.first.settings), (VAR, var)):
-        for one in own:
+        values["same_text"] = True
+    for settings, given in ((ANSWER, run.first.settings), (VAR, var)):
+        for one in settings:
             value = given.get(one.field)
             always = one.field in ("tau", "dims")
             if value is not None and (always or value != _plain_default(one)):
-                made[one.name] = _on_control(one, value)
-    return made
+                values[one.name] = _on_control(one, value)
+    return values
 
 
 def _plain_default(one: Setting) -> Any:
@@ -52,51 +52,56 @@ def _on_control(one: Setting, value: Any) -> Any:
     return "" if value is None else value
 
 
-def filled(
-    said: Mapping[str, Any], handle: ModelHandle | None, of: str | None = None
+def control_values(
+    values: Mapping[str, Any], handle: ModelHandle | None, of: str | None = None
 ) -> dict[str, Any]:
-    """Values of the form's controls, by name: what is said, and else the defaults.
+    """Values of the form's controls, by name: the given ones, otherwise the defaults.
 
-    What is said comes from a browser: what no control takes is left out. Sink dimensions that are
-    the model's own leave their box empty. Tau and sink dimensions mean nothing in another model: if
-    `of`, the model that was asked, is not the loaded one, those of the loaded one stay.
+    The given values come from a browser: those that no control accepts are ignored. Sink dimensions
+    that are the model's own leave their box empty. Tau and sink dimensions are meaningless for
+    another model: if `of`, the model that was asked, is not the loaded one, the loaded model's
+    values stay.
     """
     if of is not None and (handle is None or handle.info.id != of):
-        said = {name: value for name, value in said.items() if name not in ("dims", "tau")}
-    made: dict[str, Any] = {name: bool(said.get(name)) for name in ("compare", "same_text")}
-    if isinstance(said.get("prompt"), str):
-        made["prompt"] = said["prompt"][:LONGEST_PROMPT]
+        values = {name: value for name, value in values.items() if name not in ("dims", "tau")}
+    filled_values: dict[str, Any] = {
+        name: bool(values.get(name)) for name in ("compare", "same_text")
+    }
+    if isinstance(values.get("prompt"), str):
+        filled_values["prompt"] = values["prompt"][:LONGEST_PROMPT]
     for one in (*ANSWER, *VAR):
         if one.name == "dims":
             continue
-        value = said.get(one.name)
+        value = values.get(one.name)
         if value is None:
-            if one.name == "tau":  # the profile's stays
+            if one.name == "tau":  # the profile's tau stays
                 continue
             value = _on_control(one, _plain_default(one))
         if one.name == "tau" and handle is not None and handle.profile is not None:
-            most = max(handle.info.hidden_size**0.5, handle.profile.tau)  # where its slider ends
+            most = max(handle.info.hidden_size**0.5, handle.profile.tau)  # upper end of its slider
             if isinstance(value, int | float) and value > most:
                 continue
         if _fits(one, value):
-            made[one.name] = value
-    own = handle.profile if handle is not None else None
-    known = ", ".join(map(str, own.dims)) if own is not None else ""
-    dims = said.get("dims")
-    made["dims"] = dims if isinstance(dims, str) and dims != known and len(dims) <= 200 else ""
-    if handle is not None and own is None and not made["dims"]:
-        made["compare"] = False
-    return made
+            filled_values[one.name] = value
+    profile = handle.profile if handle is not None else None
+    known = ", ".join(map(str, profile.dims)) if profile is not None else ""
+    dims = values.get("dims")
+    filled_values["dims"] = (
+        dims if isinstance(dims, str) and dims != known and len(dims) <= 200 else ""
+    )
+    if handle is not None and profile is None and not filled_values["dims"]:
+        filled_values["compare"] = False
+    return filled_values
 
 
 def _fits(one: Setting, value: Any) -> bool:
-    """Whether the setting's control can show this."""
+    """Whether the setting's control can show this value."""
     if one.kind == "switch" and not one.optional:
         return isinstance(value, bool)
     if one.kind in ("whole", "number"):
         if value == "":
             return one.optional
-        low, high = one.usual or (one.low, one.high)
+        low, high = one.slider_range or (one.low, one.high)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (low is None or low <= value) and (high is None or value <= high)
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
@@ -105,18 +110,20 @@ def _fits(one: Setting, value: Any) -> bool:
 
 
 def changed_words(asked: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which controls say another thing than they did, in a sentence; "" for none."""
+    """Which controls have changed, in a sentence; "" if none."""
     if not asked or not any(now.get(name) for name in ("image", *MORE)):
         return ""
     names = [name for name in now if name in asked and not _same(asked[name], now[name])]
-    if not (now.get("compare") and asked.get("compare")):  # VAR's settings had, or have, no effect
+    if not (now.get("compare") and asked.get("compare")):  # VAR's settings have no effect
         names = [name for name in names if name not in OF_VAR]
     if not names:
         return ""
     labels = {one.name: one.label or one.name.replace("_", " ") for one in (*ANSWER, *VAR)}
-    said = ", ".join(dict.fromkeys(CALLED.get(name) or labels[name] for name in names))
+    changed = ", ".join(dict.fromkeys(CALLED.get(name) or labels[name] for name in names))
     same_image = "" if {"image", "prompt", *MORE} & {*names} else "; the image is not read again"
-    return f"Settings changed since the run on screen: {said}. Generate runs it anew{same_image}."
+    return (
+        f"Settings changed since the run on screen: {changed}. Generate runs it anew{same_image}."
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

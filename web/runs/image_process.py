@@ -1,8 +1,8 @@
-"""Uploaded images are decoded in a process of their own, one at a time.
+"""Uploaded images are decoded in a separate process, one at a time.
 
-A decoder is the part that a hostile file attacks: it may take memory, time, or the process. There
-it has a limit of memory, a limit of time, and an end: Stop kills it, and the next image starts
-another. What comes back is plain RGB, scaled to what is used of it.
+Hostile files attack the decoder: they may use up memory or time, or crash the process. The separate
+process has a memory limit and a time limit, and Stop ends it; the next image starts another. The
+result is plain RGB, scaled to the size that is used.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from sinkscope.config import ImageLimits
 from sinkscope.jobs.helper import Helper, HelperFailedError, HelperLostError
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.image_worker import ENVIRONMENT, MEMORY, MODULE
-from sinkscope.models.images import ImageError, called
+from sinkscope.models.images import ImageError, named_image
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import UploadError, existing_upload
 
 log = logging.getLogger(__name__)
 
-SHOWN_SIDE = 1600  # pixels of the longer side that the page is sent
+SHOWN_SIDE = 1600  # pixels of the longer side of the image that is sent to the page
 SHOWN_MEGAPIXELS = SHOWN_SIDE * SHOWN_SIDE / 1e6
-WHAT = "images"  # the steps that a stopped one counts
+WHAT = "images"  # the unit of steps in messages about Stop
 LOST = (
-    "{} cannot be decoded: the process that decodes images has ended on it, as it does where a "
-    "file is damaged or takes more than {} MB. Save it again, as PNG or JPEG."
+    "{} cannot be decoded: the decoding process ended, as it does if a file is damaged or needs "
+    "more than {} MB. Save it again, as PNG or JPEG."
 )
-LATE = "{} takes longer than {:g} seconds to be decoded, the most allowed; save it again, as PNG."
+LATE = "{} takes longer to decode than the allowed {:g} seconds; save it again, as PNG."
 
 
 def limits_for(limits: ImageLimits, handle: ModelHandle | None) -> ImageLimits:
-    """The limits of a start, with images scaled to what a model can use, or to what is shown where
-    that is more."""
+    """The limits of a start, with images scaled to the size that a model can use, or to the shown
+    size if that is larger."""
     most = None if handle is None else handle.most_pixels
     if most is None:
         return limits
@@ -49,20 +49,20 @@ def limits_for(limits: ImageLimits, handle: ModelHandle | None) -> ImageLimits:
 
 
 class ImageProcess:
-    """Opens uploads as `models.images.open_image` does, elsewhere; one object an app.
+    """Opens uploads like `models.images.open_image`, in another process; one object per app.
 
     Args:
-        limits: of this start, which say what the process may take.
+        limits: of this start; they limit the process.
     """
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
-        own = {**ENVIRONMENT, MEMORY: str(limits.decode_megabytes)}
-        self.helper = Helper(MODULE, "decodes images", own)
+        environment = {**ENVIRONMENT, MEMORY: str(limits.decode_megabytes)}
+        self.helper = Helper(MODULE, "decodes images", environment)
         self._turn = threading.Lock()
 
     def close(self) -> None:
-        """End the process, and what it decodes."""
+        """End the process, also if it is decoding."""
         self.helper.close()
 
     def open_upload(
@@ -72,17 +72,17 @@ class ImageProcess:
         name: str | None = None,
         stop: threading.Event | None = None,
     ) -> Image.Image:
-        """Open an uploaded image; what it waits for behind another one does not count as time.
+        """Open an uploaded image; waiting for another image does not count towards the time limit.
 
         Args:
-            given: what was sent as its path: anything.
+            given: the path that was sent, unchecked.
             limits: of images.
-            name: what errors call it, such as its name at home.
+            name: its name in errors, such as the original file name.
             stop: once set, decoding ends within about a second.
 
         Raises:
-            UploadError: it is no upload, or is gone.
-            ImageError: it is no image that can be used; the text says why.
+            UploadError: it is not an upload, or no longer exists.
+            ImageError: it is not a usable image; the text gives the reason.
             Stopped: `stop` was set.
         """
         return self._opened(existing_upload(given), limits, name, stop)
@@ -94,7 +94,7 @@ class ImageProcess:
         name: str | None = None,
         stop: threading.Event | None = None,
     ) -> Image.Image:
-        """The same for an image that came inside another file.
+        """The same for an image from inside another file.
 
         Raises:
             ImageError, Stopped: as `open_upload`.
@@ -107,9 +107,9 @@ class ImageProcess:
     def _opened(
         self, path: Path, limits: ImageLimits, name: str | None, stop: threading.Event | None
     ) -> Image.Image:
-        words = called(name)
+        words = named_image(name)
         with self._my_turn(stop), scratch() as folder:
-            ends = _Ends(stop, limits.decode_seconds)
+            ends = _StopOrDeadline(stop, limits.decode_seconds)
             to = Path(folder) / "pixels"
             task = {
                 "path": str(path),
@@ -129,7 +129,7 @@ class ImageProcess:
                 raise ImageError(LOST.format(words, self._limits.decode_megabytes)) from error
             except ValueError as error:
                 raise ImageError(str(error)) from error
-            except OSError as error:  # gone meanwhile, or no room for the pixels
+            except OSError as error:  # removed in the meantime, or no room for the pixels
                 if not path.is_file():
                     raise UploadError from error
                 why = error.strerror or "a file cannot be written"
@@ -147,12 +147,12 @@ class ImageProcess:
 
 
 class KeptImages:
-    """Uploads, decoded elsewhere once each, as files of ours: PNG without loss, which this process
-    may open as often as it needs them.
+    """Uploads as our own lossless PNG files, each decoded once in the other process; this process
+    may open the PNG as often as needed.
 
     Args:
         process: decodes.
-        folder: for the files; whoever made it removes it.
+        folder: for the files; removed by its creator.
         limits: of images.
         stop: once set, decoding ends within about a second.
     """
@@ -171,7 +171,7 @@ class KeptImages:
     def __call__(
         self, given: Path | bytes | str, name: str | None = None
     ) -> tuple[Path, Image.Image]:
-        """The file of ours, and the image.
+        """Our file, and the image.
 
         Raises:
             UploadError, ImageError, Stopped: as `ImageProcess.open_upload`.
@@ -199,8 +199,8 @@ def write_image(image: Image.Image, path: Path) -> None:
         raise ImageError(f"The image cannot be kept: {why}.") from error
 
 
-class _Ends(threading.Event):
-    """Set once another event is, or a time is over; asked, not waited for."""
+class _StopOrDeadline(threading.Event):
+    """Counts as set if another event is set or a time is over; it is queried, not waited for."""
 
     def __init__(self, other: threading.Event | None, seconds: float) -> None:
         super().__init__()

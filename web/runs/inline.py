@@ -1,8 +1,8 @@
 """A run inside a notebook: the page's inspector as the output of a cell.
 
-The output is the stand-alone file (`web.runs.standalone`) in a frame that is sandboxed: its scripts
-run, but it is of no origin, sees nothing of the notebook around it and asks nothing of any machine.
-A notebook keeps its outputs in its own file, so there is a limit, and above it a sentence instead.
+The output is the stand-alone file (`web.runs.standalone`) in a sandboxed frame: its scripts run,
+but it has no origin, cannot access the notebook around it and sends no requests. A notebook stores
+its outputs in its own file, so their size is limited; a larger output is replaced by a sentence.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from sinkscope.utils import write_atomically
 from sinkscope.web.runs.standalone import EAGER_BYTES, build_standalone, holds_heads
 from sinkscope.web.runs.store import Run
 
-HEIGHT = 860  # pixels of the frame: strips, maps and their bars
-MOST_MEGABYTES = 16.0  # of one output
+HEIGHT = 860  # pixels of the frame, enough for strips, maps and their bars
+MOST_MEGABYTES = 16.0  # size limit of one output
 
 
 @dataclass(frozen=True)
 class Inline:
-    """What a notebook shows when it is the last line of a cell.
+    """An object that a notebook shows if it is the last line of a cell.
 
     Attributes:
         run: the answer, or both of a comparison.
-        token: which token is chosen at first; None leaves it to the inspector.
-        height: of the frame, in pixels.
-        most_megabytes: larger outputs are a sentence instead.
+        token: the token that is chosen at first; None: the inspector chooses.
+        height: height of the frame, in pixels.
+        most_megabytes: larger outputs are replaced by a sentence.
     """
 
     run: Run
@@ -49,12 +49,12 @@ class Inline:
         return f"Inspector of {' and '.join(map(repr, self.run.traces.values()))}"
 
     def page(self) -> bytes:
-        """The stand-alone file; of a run with more values than 8 million, with the mean over the
-        heads only, as `holds_heads` says."""
+        """The stand-alone file. For runs with more than 8 million values it contains only the mean
+        over heads, as `holds_heads` says."""
         return build_standalone(self.run, token=self.token, most_heads=EAGER_BYTES)
 
     def save(self, path: Path | str) -> None:
-        """Write the stand-alone file with all heads that it can hold."""
+        """Write the stand-alone file, with all heads if they fit."""
         page = build_standalone(self.run, token=self.token)
         write_atomically(Path(path), lambda file: file.write(page))
 
@@ -68,7 +68,7 @@ class Inline:
                 "raise the limit (show(most_megabytes=...)), or write it to a file of its own: "
                 "show().save('run.html')."
             )
-        # As ASCII, for the hashes in the page's policy hold whatever a notebook takes its text for.
+        # As ASCII, because the hashes in the page's policy must hold in any encoding.
         source = html.escape(page).encode("ascii", "xmlcharrefreplace").decode()
         frame = (
             f'<iframe title="SinkScope" sandbox="allow-scripts allow-downloads" '
@@ -78,8 +78,8 @@ class Inline:
         if holds_heads(self.run, EAGER_BYTES) or not holds_heads(self.run):
             return frame
         return frame + _line(
-            "Here is the mean over the heads only, for all of them would make the notebook too "
-            "large; show().save('run.html') writes a file with each."
+            "This shows only the mean over the heads, because all heads would make the notebook "
+            "too large; show().save('run.html') writes a file with all of them."
         )
 
 
@@ -94,12 +94,12 @@ def inspector(
 
     Args:
         shown: a run, or a comparison.
-        token: which token is chosen at first: its index, or a word of the (baseline's) answer.
-        height: of the frame, in pixels.
-        most_megabytes: larger outputs are a sentence instead.
+        token: the token that is chosen at first: its index, or a word of the (baseline's) answer.
+        height: height of the frame, in pixels.
+        most_megabytes: larger outputs are replaced by a sentence.
 
     Raises:
-        ValueError: no such token, or a height outside of 100 to 10000 pixels.
+        ValueError: there is no such token, or the height is not within 100 to 10000 pixels.
     """
     run = (
         Run({"baseline": shown.baseline, "var": shown.var}, same_text=shown.same_text)
@@ -112,7 +112,7 @@ def inspector(
 
 
 def _place(trace: GenerationTrace, word: str) -> int:
-    """The first token of a word's first place in the answer."""
+    """The first token of a word where it first occurs in the answer."""
     text = "".join(token.text for token in trace.tokens)
     at = text.lower().find(word.strip().lower()) if word.strip() else -1
     if at < 0:

@@ -1,8 +1,8 @@
-"""The inspector and the page's other two drawn parts: HTML components that draw in the browser.
+"""The inspector and the other two components of the page that draw in the browser.
 
-They are plain `gr.HTML` with a static template, so that no text of a model is ever part of a
-template: Gradio evaluates `${...}` and `{{...}}` in those. Values go to JavaScript as data, which
-puts every text on the page as `textContent`.
+They are plain `gr.HTML` with a static template. Text from a model must never be part of a template,
+because Gradio evaluates `${...}` and `{{...}}` there. Values are passed to JavaScript as data,
+which puts every text on the page as `textContent`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 _SERVED = f"{API_PREFIX.lstrip('/')}/file="
 
 
-def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
+def html_component(
+    name: str, value: Any, functions: list[Callable[..., Any]] | None = None
+) -> gr.HTML:
     """A component made of `static/<name>.html` and `static/<name>/*.js`; see `page_style`."""
     return gr.HTML(
         value=value,
@@ -48,9 +50,10 @@ def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = No
 
 
 def _markable(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Gradio marks a server function with an attribute, which a bound method cannot take.
+    """Wraps a method as a function: Gradio marks server functions with an attribute, which a bound
+    method cannot have.
 
-    What nobody foresaw is an answer too, an exit that was meant for the process among it.
+    Unexpected errors are turned into an answer, including an exit meant for the process.
     """
 
     def call(ask: Any) -> Any:
@@ -65,7 +68,7 @@ def _markable(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> dict[str, str]:
-    """Put bytes where Gradio serves files from; what the browser needs to fetch them.
+    """Write bytes to where Gradio serves files from; returns what the browser needs to fetch them.
 
     Gradio removes such files after a day, unless `keep` says that the page itself refers to them.
     """
@@ -79,11 +82,11 @@ def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> di
 
 
 def _written(path: Path, data: bytes) -> None:
-    """The bytes under a name made of their hash. Never written over: another browser may be reading
-    the file, and would get a part of it."""
+    """Write the bytes under a name made of their hash. An existing file is never overwritten:
+    another browser may be reading it, and would receive only a part."""
     with suppress(OSError):
         if path.stat().st_size == len(data):
-            os.utime(path)  # Gradio removes it a day from now
+            os.utime(path)  # Gradio's day starts again
             return
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -97,12 +100,12 @@ def _written(path: Path, data: bytes) -> None:
 
 
 def served(path: str | Path) -> str:
-    """Where Gradio serves a file of its cache, relative to the page."""
+    """The address of a file in Gradio's cache, relative to the page."""
     return f"{_SERVED}{encode_file_path(path)}"
 
 
 def files_in(value: Any) -> list[Path]:
-    """The files that `served` gave the addresses of, wherever they are in a value for the page."""
+    """The files whose `served` addresses appear anywhere in a value for the page."""
     if isinstance(value, Mapping):
         return [path for part in value.values() for path in files_in(part)]
     if isinstance(value, list | tuple):
@@ -113,12 +116,12 @@ def files_in(value: Any) -> list[Path]:
 
 
 def path_of(url: str) -> Path:
-    """The file that an address of `served` leads to."""
+    """The file that an address made by `served` refers to."""
     return Path(unquote(url.split("/file=", 1)[1]))
 
 
 def cached_file(path: Path, component: gr.HTML) -> dict[str, str]:
-    """The same for a file that is there already; its name stays."""
+    """The same for an existing file; its name is kept."""
     kept = processing_utils.save_file_to_cache(path, component.GRADIO_CACHE)
     return {"url": served(kept), "name": path.name}
 
@@ -134,7 +137,7 @@ def queued_value(run_id: str, position: int, message: str = "Starting") -> dict[
 
 
 def error_value(run_id: str, message: str) -> dict[str, Any]:
-    """What went wrong, in a sentence; the run before it stays on screen."""
+    """An error as a sentence; the previous run stays on screen."""
     return {"phase": "error", "run": run_id, "message": message, "at": time.time()}
 
 
@@ -147,7 +150,7 @@ def stream_value(
     message: str,
     facts: list[str],
 ) -> dict[str, Any]:
-    """The tokens since the last value, and at which index they begin."""
+    """The tokens since the last value, and the index of the first of them."""
     return {
         "phase": "streaming",
         "run": run_id,
@@ -170,19 +173,19 @@ def facts_of(run: Run) -> list[str]:
         f"{trace.model.device}, {trace.model.dtype}",
     ]
     facts.append(number_of(count, "token"))
-    if seconds > 0 and run.kind != "pair":  # two runs took two times
+    if seconds > 0 and run.kind != "pair":  # the two runs of a pair have two durations
         facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
     if trace.settings.get("decoding") == "checkpoint" and run.kind != "pair":
         facts.append("decoded as the checkpoint says")
-    if said := engine_words(trace):
-        facts.append(said)
+    if words := engine_words(trace):
+        facts.append(words)
     return facts
 
 
 def run_value(run: Run, component: gr.HTML, keep: bool = False) -> dict[str, Any]:
-    """A finished run: where its numbers and images are, and what the status line says."""
-    stopped = any(trace.finish == "stopped" for trace in run.traces.values())
+    """A finished run: addresses of its numbers and images, and the text of the status line."""
+    stopped = any(trace.finish_reason == "stopped" for trace in run.traces.values())
     images = images_of(run)
     message = "Precomputed example" if run.kind == "example" else "Stopped" if stopped else "Done"
     if run.kind == "pair":

@@ -1,4 +1,4 @@
-"""Values that a component is given while a job waits, computes and ends; the tabs share them.
+"""Values for a component while a job waits, computes and ends; shared by the tabs.
 
 A job either makes a result with an id of its own (`result_values`, `with_error_value`), or adds
 something to what the inspector shows (`progress_values`, `with_error_words`).
@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
-from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.job import Job, JobProgress
 from sinkscope.jobs.runner import Done, Runner, Waiting, Work
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.runs.inspector import error_value, queued_value
@@ -31,7 +31,7 @@ Values = Generator[dict[str, Any], None, None]
 
 
 def field_of(ask: Any, name: str) -> Any:
-    """A field of a component's question; None where it has none."""
+    """A field of a component's question; None if it is missing."""
     return ask.get(name) if isinstance(ask, Mapping) else None
 
 
@@ -43,8 +43,8 @@ def session_hash_of(request: gr.Request | None) -> str:
 def inspector_event(
     values: Callable[[Mapping[str, Any], str], Values], name: str
 ) -> Callable[..., Any]:
-    """The function of an inspector's event: `values` of the event's data and the session. Gradio,
-    and a start that is only looked at (`server.read_only`), know it by its name."""
+    """The function for an inspector's event: calls `values` with the event's data and the session.
+    Gradio, and a read-only start (`server.read_only`), identify it by its name."""
 
     def answer(
         event: gr.EventData,
@@ -61,7 +61,7 @@ def loaded_handle(loaded: LoadedModel) -> ModelHandle:
     """The loaded model.
 
     Raises:
-        ValueError: there is none; it says why.
+        ValueError: none is loaded; the text says why.
     """
     if loaded.handle is None:
         raise ValueError(why_no_model(loaded.state))
@@ -69,13 +69,13 @@ def loaded_handle(loaded: LoadedModel) -> ModelHandle:
 
 
 def result_values(
-    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[At, float], Any]
+    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[JobProgress, float], Any]
 ) -> Values:
-    """Values of a job. Its work gives the last one, or None where that is made behind the job.
+    """Values of a job. Its work returns the last one, or None if that is made after the job.
 
-    `running` makes one of how far it is, and of the seconds since it began.
+    `running` makes a value from the progress and the seconds since the job began.
     """
-    begun = -1.0
+    started = -1.0
     for event in runner.run(job, work):
         if isinstance(event, Waiting):
             yield queued_value(run_id, event.before)
@@ -83,14 +83,14 @@ def result_values(
             if event.result is not None:
                 yield event.result
         else:
-            begun = time.monotonic() if begun < 0 else begun
-            yield running(event, time.monotonic() - begun)
+            started = time.monotonic() if started < 0 else started
+            yield running(event, time.monotonic() - started)
 
 
 def running_value(
-    run_id: str, at: At, message: str, what: str, seconds: float | None = None
+    run_id: str, at: JobProgress, message: str, what: str, seconds: float | None = None
 ) -> dict[str, Any]:
-    """How far a job is; `what` its steps are."""
+    """The progress of a job; `what` is the unit of its steps."""
     facts = [f"{at.done} of {at.total} {what}"] if at.total else []
     return {
         "phase": "running",
@@ -105,8 +105,9 @@ def running_value(
 def with_error_value(
     values: Values, run_id: str, what: str, words: Callable[[Exception], str] = str
 ) -> Values:
-    """The values; where they end in an error, a value that says it, and then the error for callers
-    of the API. `what` has failed is for the log; `words` makes a mistake's text.
+    """The values. If they end in an error, yields a value that says so and then raises the error
+    for callers of the API. `what` names the failed action in the log; `words` makes the text of a
+    user's mistake.
 
     Raises:
         gr.Error: after the error value.
@@ -132,8 +133,8 @@ def progress_values(
     found: Callable[[], dict[str, Any]],
     message: str,
 ) -> Values:
-    """Values of a job that adds to `found` while it computes; `message` is shown until it says
-    something itself."""
+    """Values of a job that adds to `found` while it computes; `message` is shown until the job
+    reports something itself."""
     for event in runner.run(job, work):
         if isinstance(event, Waiting):
             several = "run" if event.before == 1 else "runs"
@@ -146,10 +147,10 @@ def progress_values(
 
 
 def with_error_words(values: Values, about: Mapping[str, Any], what: str) -> Values:
-    """Each value beside what it is about; where they end in an error, one that says it. `what` has
-    failed is for the log."""
+    """Each value together with `about`. If they end in an error, the last value says so. `what`
+    names the failed action in the log."""
     try:
-        with closing(values):  # whoever leaves this one ends the job within it
+        with closing(values):  # closing this generator ends the job inside it
             for value in values:
                 yield {**about, **value}
     except (ValueError, RunOutOfMemoryError) as error:

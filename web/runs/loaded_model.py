@@ -1,4 +1,4 @@
-"""The model that the page works with."""
+"""The model that the page uses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadState:
-    """What the page says about the model.
+    """What the page shows about the model.
 
     Attributes:
         phase: `none`, `loading`, `ready` or `failed`.
-        name: the model that is being loaded, that is there, or that could not be loaded.
+        name: the model that is loading, is loaded, or could not be loaded.
         message: progress or failure in words.
         fraction: progress from 0 to 1.
-        working: the model that runs use right now, which a failed load leaves as it was.
+        working: the model that runs use now; a failed load does not change it.
     """
 
     phase: str = "none"
@@ -33,7 +33,7 @@ class LoadState:
 
 
 class LoadedModel:
-    """Loads models in the background; the one before stays in use until the new one is there."""
+    """Loads models in the background; the previous one stays in use until the new one is loaded."""
 
     def __init__(self, load: Callable[..., ModelHandle] = load_model) -> None:
         self._load = load
@@ -56,23 +56,23 @@ class LoadedModel:
             return self._state
 
     def use(self, handle: ModelHandle) -> None:
-        """Take a model that is loaded already."""
+        """Use a model that is already loaded."""
         self._set(LoadState("ready", handle.info.id, "Ready", 1.0, handle))
         self._tell()
 
     def load(self, settings: ModelSettings) -> bool:
-        """Begin to load; False if another load is under way."""
+        """Start loading; False if another load is in progress."""
         with self._changed:
             if self._state.phase == "loading":
                 return False
-            begun = LoadState("loading", settings.model, "Starting", 0.0, self._state.working)
-            self._set(begun)
+            starting = LoadState("loading", settings.model, "Starting", 0.0, self._state.working)
+            self._set(starting)
         self._tell()
         threading.Thread(target=self._work, args=(settings,), daemon=True).start()
         return True
 
     def wait(self, seen: int, timeout: float) -> tuple[int, LoadState]:
-        """The state and its version number, as soon as the version is not `seen` any more."""
+        """The state and its version number, as soon as the version differs from `seen`."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != seen, timeout)
             return self._version, self._state
@@ -95,7 +95,7 @@ class LoadedModel:
             handle = self._load(settings, on_progress=progress)
         except ValueError as error:
             self._set(replace(self.state, phase="failed", message=str(error), fraction=0.0))
-        except BaseException:  # an exit, too: else the page would wait for this thread for ever
+        except BaseException:  # even an exit: the page must not wait for ever
             log.exception("loading %s failed", settings.model)
             words = "The model could not be loaded; the log of the app says why."
             self._set(replace(self.state, phase="failed", message=words, fraction=0.0))
@@ -104,7 +104,7 @@ class LoadedModel:
 
 
 def why_no_model(state: LoadState) -> str:
-    """What to say to somebody who starts a run while no model is there."""
+    """The message for a user who starts a run while no model is loaded."""
     if state.phase == "loading":
         return f"The model is still loading ({state.message.lower()}). Try again in a moment."
     if state.phase == "failed":

@@ -1,7 +1,7 @@
-"""Whose a run is, where users log in: its id alone does not open it for another user.
+"""Owners of runs, if users log in: the id alone does not open a run for another user.
 
-The owner is a line in the run's own folder, so that it goes with the run and outlives a restart.
-A run without one belongs to nobody. The example is everybody's.
+The owner is stored in the run's own folder, so that it is removed with the run and survives a
+restart. A run without an owner cannot be opened. The example is open to everybody.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ MOST_REMEMBERED = 100_000
 
 
 def user_now() -> str | None:
-    """Who asked for what is running; None where that is not known."""
+    """The user who started the current code; None if that is not known."""
     user = scope_now().get(USER)
     return user if isinstance(user, str) else None
 
 
 class OwnedRuns(RunStore):
-    """A store that gives a run to its owner alone.
+    """A store that returns a run only to its owner.
 
-    The owner of a run is who asks for what runs when it is put. Where that is not known it is
-    nobody's, and nobody can open it.
+    The owner of a run is the current user when it is put. If the user is not known, the run has no
+    owner, and nobody can open it.
     """
 
     def __init__(self, folder: Path, memory_bytes: int, disk_bytes: int | None = None) -> None:
         super().__init__(folder, memory_bytes, disk_bytes)
         self._place = folder
-        # Of runs that a user has begun.
+        # Runs that a user has begun.
         self._owners: LRUCache[str, str] = LRUCache(MOST_REMEMBERED)
         self._owned = threading.Lock()
 
@@ -62,12 +62,12 @@ class OwnedRuns(RunStore):
             return note
         try:
             write_atomically(self._place / run.id / OWNER, lambda file: file.write(owner.encode()))
-        except OSError as error:  # after a restart nobody can open it
+        except OSError as error:  # then nobody can open the run after a restart
             log.warning("the owner of a run could not be written: %s", error.strerror)
         return note
 
     def get(self, run_id: object) -> Run | None:
-        run = super().get(run_id)  # which refuses what is no id
+        run = super().get(run_id)  # which refuses anything that is not an id
         if run is None or run.kind == "example" or self.may_see(run.id):
             return run
         return None
@@ -85,5 +85,5 @@ class OwnedRuns(RunStore):
             return known
         try:
             return (self._place / run_id / OWNER).read_text(encoding="utf-8")
-        except (OSError, ValueError):  # there is none, or it is damaged
+        except (OSError, ValueError):  # there is no such file, or it is damaged
             return None

@@ -1,7 +1,7 @@
 """Two stored runs side by side: one answer of each, shown by the same inspector.
 
-A pair is no file of its own. Its id names both runs (`<id>.baseline~<id>.var`), so that whoever may
-see both of them, and nobody else, may see the pair, and a link to it lives as long as they do.
+A pair has no file of its own. Its id names both runs (`<id>.baseline~<id>.var`). So exactly those
+who may see both runs may see the pair, and a link to it works as long as both runs exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sinkscope.setting import list_text
 from sinkscope.web.runs.store import LABELS, Run, RunStore
 
 SIDES = ("a", "b")
-LONGEST_NAME = 24  # characters of a run's name that still stand over a figure
+LONGEST_NAME = 24  # characters of a run's name that fit above a figure
 _PAIR = re.compile(
     r"([A-Za-z0-9_-]{16,64})\.(baseline|var)~([A-Za-z0-9_-]{16,64})\.(baseline|var)\Z"
 )
@@ -29,16 +29,16 @@ _PAIR = re.compile(
 def find_run(
     store: RunStore, run_id: object, names: object = None, described: bool = True
 ) -> Run | None:
-    """The run or the pair of runs that an id names; None if one of them is not there (any more).
+    """The run or the pair of runs that an id names; None if one of them does not exist (any more).
 
     Args:
-        store: where runs are.
-        run_id: as a browser sends it: anything.
-        names: what this browser calls the two runs of a pair.
-        described: whether a pair is to say what differs; its maps alone do not need that.
+        store: the stored runs.
+        run_id: as sent by a browser; may be anything.
+        names: this browser's names for the two runs of a pair.
+        described: whether a pair should say what differs; not needed for its maps only.
 
     Raises:
-        ValueError: the two runs cannot stand side by side; the text says why.
+        ValueError: the two runs cannot be shown side by side; the text says why.
     """
     hit = _PAIR.match(run_id) if isinstance(run_id, str) else None
     if hit is None:
@@ -61,16 +61,16 @@ def pair_of(
 
     Args:
         left, right: a run, and which of its answers (`baseline` or `var`).
-        names: what to call the runs; without one, a side is called by its letter.
+        names: names of the runs; a side without a name is called by its letter.
         described: whether to compare images and settings too.
 
     Returns:
         A run with the traces `a` and `b`, which hold the same layers and heads of the model. Its
         `about` has `remarks` (what differs, in sentences), `settings` (of both, as [what, a, b]),
-        `one_photo`, and `comparable`: whether a difference of the two maps has a meaning.
+        `one_photo`, and `comparable`: whether a difference of the two maps is meaningful.
 
     Raises:
-        ValueError: the models have other layers or heads, or the runs kept none in common.
+        ValueError: the models differ in layers or heads, or the runs have none in common.
     """
     traces = _same_rows(left[0].traces[left[1]], right[0].traces[right[1]])
     sides = zip(SIDES, (left, right), names, strict=True)
@@ -103,7 +103,7 @@ def _names(names: object) -> tuple[str, str]:
 
 
 def _same_rows(a: GenerationTrace, b: GenerationTrace) -> tuple[GenerationTrace, GenerationTrace]:
-    """Both traces with the layers and heads that both of them hold."""
+    """Both traces, reduced to the layers and heads that both of them contain."""
     if (a.model.layers, a.model.heads) != (b.model.layers, b.model.heads):
         raise ValueError(
             f"{a.model.id} has {a.model.layers} layers of {a.model.heads} heads and {b.model.id} "
@@ -117,7 +117,7 @@ def _same_rows(a: GenerationTrace, b: GenerationTrace) -> tuple[GenerationTrace,
     for what, common in (("layer", layers), ("head", heads)):
         if not common:
             raise ValueError(
-                f"The two runs kept no {what} in common, so they cannot stand side by side."
+                f"The two runs kept no {what} in common, so they cannot be shown side by side."
             )
     return _part(a, layers, heads), _part(b, layers, heads)
 
@@ -138,8 +138,8 @@ def _rows_changed(trace: GenerationTrace, change: Any, **fields: Any) -> Generat
         for name in ("prompt_rows", "reference")
         if isinstance(rows := getattr(trace, name), PromptTrace)
     }
-    made: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
-    return made
+    result: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
+    return result
 
 
 def _mean_of_heads(trace: GenerationTrace) -> GenerationTrace:
@@ -156,7 +156,7 @@ def _part(
     trace: GenerationTrace, layers: tuple[int, ...], heads: tuple[int, ...]
 ) -> GenerationTrace:
     if (trace.layers, trace.heads) == (layers, heads):
-        return trace  # as almost always: no second copy of the attention
+        return trace  # the usual case: do not copy the attention
 
     def cut(tensor: torch.Tensor, rows: Any) -> torch.Tensor:
         slots = [rows.layers.index(n) for n in layers], [rows.heads.index(n) for n in heads]
@@ -174,13 +174,13 @@ def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
     settings = _settings(a, b, same_image)
     same_grid = same_grids(a, b)
     if not same_image:
-        remarks.append("These runs are of different images, so there is no difference of maps.")
+        remarks.append("These runs have different images, so there is no difference map.")
     elif not same_grid:
         remarks.append(
-            f"The model saw {_grids(a)} in A and {_grids(b)} in B, so there is no difference of "
-            "maps; the cursor is at the same place of the picture."
+            f"The model saw {_grids(a)} in A and {_grids(b)} in B, so there is no difference "
+            "map; the cursor is at the same place of the picture."
         )
-    # Where one side has no VAR, "applied" says so; naming each of its settings would bury the rest.
+    # If one side has no VAR, "applied" says so; listing all its settings would hide the rest.
     different = [
         what
         for what, left, right in settings
@@ -189,7 +189,7 @@ def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
     remarks.append(
         f"What differs between A and B: {', '.join(different)}."
         if different
-        else "A and B were asked the same in the same way."
+        else "A and B have the same prompt and settings."
     )
     return {
         "one_photo": same_image,
@@ -206,7 +206,7 @@ def _grids(trace: GenerationTrace) -> str:
 def _settings(
     a: GenerationTrace, b: GenerationTrace, same_image: bool
 ) -> list[tuple[str, str, str]]:
-    """(what, in a, in b) of everything that makes a run, in the order of a reader's interest."""
+    """(what, in a, in b) for everything that defines a run, in the order of a reader's interest."""
     rows = [
         ("prompt", a.prompt, b.prompt),
         ("image", _sizes(a), _sizes(b) + ("" if same_image else ", another picture")),
@@ -242,11 +242,11 @@ def _both(
     prefix: str, a: Mapping[str, Any], b: Mapping[str, Any], without: Sequence[str]
 ) -> list[tuple[str, str, str]]:
     names = [n for n in dict.fromkeys((*a, *b)) if n not in without]
-    rows = [(f"{prefix}{n}", _said(a.get(n)), _said(b.get(n))) for n in names]
+    rows = [(f"{prefix}{n}", _setting_text(a.get(n)), _setting_text(b.get(n))) for n in names]
     return [row for row in rows if row[1:] != ("–", "–")]
 
 
-def _said(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, list | tuple):

@@ -1,17 +1,17 @@
-"""What of a run goes to the browser: one compact file of numbers with a JSON description in front.
+"""A run's data for the browser: one compact file of numbers, preceded by a JSON description.
 
     "SINK" | uint32 length of the JSON | JSON, padded to 4 bytes | the arrays, each padded to 4
 
-All of it gzipped. The browser draws from these arrays alone, so a click needs no request. Three
-kinds are always there: the mean over heads for each (token, layer, patch), which serves every view
-of all heads; the shares for each (token, layer, head); and the shares of each prompt segment.
-Single heads, head ranges, maximum and minimum need every (token, layer, head, patch): small runs
-carry that too, large ones fetch it when it is asked for, a token or a range of tokens at a time.
+All of it is gzipped. The browser draws only from these arrays, so a click needs no request. Three
+kinds are always included: the mean over heads for each (token, layer, patch), for every view of all
+heads; the shares for each (token, layer, head); and the shares of each prompt segment. Single
+heads, head ranges, maximum and minimum need every (token, layer, head, patch): small runs include
+it; for large ones the page fetches it on demand, for a token or a range of tokens.
 
 Attention is stored companded, `code = round(top * sqrt(value / scale))`, with one scale for each
-row. One sink often holds a hundred times what the patches around it hold; on a linear scale of 255
-steps, or with one scale for the whole run, it would wipe them out. The true mass of each row
-travels beside it.
+row. A sink often has a hundred times the attention of the patches around it; with a linear scale of
+255 steps, or with one scale for the whole run, these would become 0. The true mass of each row is
+included as well.
 
 The prompt's own tokens have the same arrays as the answer's (`<side>.prompt.*`), and the generic
 prompt that a relative map is divided by has one row of every head (`<side>.reference.*`).
@@ -37,8 +37,8 @@ from sinkscope.config import Reduce
 from sinkscope.methods.base import Chosen, Method, Target
 from sinkscope.methods.explain import METHODS, explain
 from sinkscope.methods.relative import Relative
-from sinkscope.web.runs.form_values import said_of
-from sinkscope.web.runs.store import Run, control_of, made_of
+from sinkscope.web.runs.form_values import form_values_of
+from sinkscope.web.runs.store import Run, control_of, run_summary
 
 RELATIVE = Relative()
 MAGIC = b"SINK"
@@ -46,11 +46,11 @@ EAGER_BYTES = 3_000_000
 # What `static/inspector/20_data.js` computes from the arrays; the others of METHODS are computed on
 # demand (`web.explore.explaining`).
 IN_BROWSER = ("attention", "relative", "without_sinks")
-NOT_IN_BROWSER = "the page does not draw it; Python and the command line do"
+NOT_IN_BROWSER = "the page does not draw it, but Python and the command line do"
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The file described above; its JSON gains `arrays`: name, dtype, shape, offset of each."""
+    """The file described above; its JSON gets `arrays`: name, dtype, shape, offset of each."""
     listed, blocks, offset = [], [], 0
     for name, array in arrays.items():
         block = np.ascontiguousarray(array).tobytes()
@@ -80,7 +80,7 @@ def _fixed(values: np.ndarray, top: float = 1.0) -> np.ndarray:
 
 
 def token_delta(token: GeneratedToken) -> dict[str, Any]:
-    """A token as the strip shows it while the answer streams."""
+    """A token for the strip while the answer streams."""
     return {"t": token.text, "p": round(token.probability, 5)}
 
 
@@ -92,16 +92,16 @@ def _token(token: GeneratedToken) -> dict[str, Any]:
 
 def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
     cells_at = trace.layout.cells_at()
-    made = []
-    for found in trace.sinks:
-        pairs = list(zip(found.positions, found.scores, strict=True))
+    sinks = []
+    for layer_sinks in trace.sinks:
+        pairs = list(zip(layer_sinks.positions, layer_sinks.scores, strict=True))
         cells: dict[int, float] = {}
         for p, score in pairs:
             for cell in cells_at.get(p, ()):
                 cells[cell] = max(score, cells.get(cell, score))
-        made.append(
+        sinks.append(
             {
-                "layer": found.layer,
+                "layer": layer_sinks.layer,
                 "columns": list(cells),
                 "scores": [round(s, 3) for s in cells.values()],
                 "text": [
@@ -109,11 +109,11 @@ def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return made
+    return sinks
 
 
 def _treated(trace: GenerationTrace) -> list[dict[str, Any]]:
-    """Where a control acted: in each layer the patches that it took in the place of the sinks."""
+    """Where a control acted: in each layer the patches that it changed instead of the sinks."""
     if not control_of(trace):
         return []
     cells_at = trace.layout.cells_at()
@@ -127,7 +127,7 @@ def _treated(trace: GenerationTrace) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can hold; what it cannot becomes its text."""
+    """A value for JSON; other types become text."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, str) or value is None or isinstance(value, bool | int):
@@ -140,7 +140,7 @@ def _plain(value: Any) -> Any:
 
 
 def _geometry(trace: GenerationTrace) -> dict[str, Any]:
-    """Where the patches are: of a run, and of each side of a pair, whose images may differ."""
+    """The positions of the patches, of a run or of a side of a pair, whose images may differ."""
     sizes = [grid.rows * grid.columns for grid in trace.layout.grids]
     return {
         "patches": trace.layout.cells,
@@ -160,19 +160,19 @@ def _geometry(trace: GenerationTrace) -> dict[str, Any]:
 
 
 def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
-    own = {}
-    if run.kind == "pair":  # its photos follow those of the side before it
-        own = {**_geometry(trace), "photo": 0}
+    second_text = {}
+    if run.kind == "pair":  # its photos follow those of the first side
+        second_text = {**_geometry(trace), "photo": 0}
         if name == "b" and not run.about.get("one_photo"):
-            own["photo"] = len(run.first.images)
+            second_text["photo"] = len(run.first.images)
     return {
-        **own,
+        **second_text,
         "name": name,
         "label": run.label(name),
         "tokens": [_token(token) for token in trace.tokens],
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": round(trace.seconds, 3),
-        "asked": _asked(trace),
+        "asked": _prompt_tokens(trace),
         "reference": _reference(run, name),
         "applied": list(trace.applied),
         "sinks": _sinks(trace),
@@ -184,13 +184,13 @@ def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
 
 
 def _together(traces: Sequence[Rows], eager_bytes: int) -> tuple[type, bool]:
-    """How fine the codes of these rows are, and whether every head of theirs is sent at once."""
+    """The dtype of these rows' codes, and whether all their heads are included."""
     cells = sum(int(np.prod(trace.attention.shape)) for trace in traces)
     return (np.uint16 if 2 * cells <= eager_bytes else np.uint8), cells <= eager_bytes
 
 
 def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndarray]:
-    made = {
+    arrays = {
         f"{name}.image": _fixed(image_share(rows).numpy()),
         f"{name}.sink": _fixed(sink_share(rows).numpy()),
         f"{name}.entropy": _fixed(rows.entropy.numpy(), _top(rows)),
@@ -199,31 +199,31 @@ def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndar
     maps = {"mean": head_mean(rows), **({"full": rows.attention} if eager else {})}
     for key, values in maps.items():
         codes = compand(_on_cells(rows, values), fine)
-        made[f"{name}.{key}"], made[f"{name}.{key}.scale"] = codes
-    return made
+        arrays[f"{name}.{key}"], arrays[f"{name}.{key}.scale"] = codes
+    return arrays
 
 
 def _on_cells(rows: Rows, values: torch.Tensor) -> np.ndarray:
-    """Values of vision tokens as the page draws them, cell by cell; what no token sees has none.
+    """Values of vision tokens on the cells that the page draws; cells without a token have 0.
 
-    Of images that are one view each (Qwen) these are the tokens' own, uncopied.
+    For images with one view (Qwen) these are the tokens' own values, not copied.
     """
     shown = rows.layout.on_cells(values)
     return (shown if shown is values else shown.nan_to_num(0.0)).numpy()
 
 
 def _top(rows: Rows) -> float:
-    """The largest entropy, which its codes are parts of."""
+    """The largest entropy, the unit of the codes."""
     return float(rows.entropy.max()) if rows.entropy.numel() else 0.0
 
 
 def _reference_of(run: Run, name: str) -> str:
-    """Whose generic prompt a trace is divided by: the sides of one run share it."""
+    """The side whose generic prompt divides a trace: the sides of one run share it."""
     return name if run.kind == "pair" else next(iter(run.traces))
 
 
-def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
-    """The prompt's own tokens: what kind each is, and how many before them are not kept."""
+def _prompt_tokens(trace: GenerationTrace) -> dict[str, Any] | None:
+    """The prompt's own tokens with their kinds, and how many earlier ones are not kept."""
     rows = trace.prompt_rows
     if rows is None or not rows.tokens:
         return None
@@ -244,7 +244,7 @@ def _reference(run: Run, name: str) -> dict[str, Any]:
 
 
 def _methods(run: Run, methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """The methods as the page lists them; by the names of the sides, their words and why not."""
+    """The methods as the page lists them, with description and obstacle for each side."""
     drawn = {*IN_BROWSER, *(one.name for one in METHODS)}
     return [
         {
@@ -269,10 +269,10 @@ def _methods(run: Run, methods: Sequence[Method]) -> list[dict[str, Any]]:
 def build_payload(
     run: Run, eager_bytes: int = EAGER_BYTES, methods: Sequence[Method] = METHODS
 ) -> bytes:
-    """The run as the inspector loads it.
+    """The file that the inspector loads.
 
-    Every head's map is included where all of them together take at most `eager_bytes`. `methods`
-    are those that the page lists.
+    Every head's map is included if all of them together take at most `eager_bytes`. `methods` are
+    those that the page lists.
     """
     first = run.first
     eager = _together([*run.traces.values()], eager_bytes)
@@ -299,9 +299,9 @@ def build_payload(
         "run": run.id,
         "kind": run.kind,
         "created": run.created,
-        "ask": {} if run.kind == "pair" else said_of(run),
+        "ask": {} if run.kind == "pair" else form_values_of(run),
         "same_text": run.same_text,
-        "made": made_of(run),
+        "made": run_summary(run),
         "prompt": "  ↔  ".join(dict.fromkeys(t.prompt for t in run.traces.values())),
         "model": {
             k: _plain(getattr(first.model, k)) for k in ("id", "revision", "dtype", "device")
@@ -320,19 +320,19 @@ def build_payload(
 
 
 def build_token_maps(trace: Rows, start: int, stop: int) -> bytes:
-    """Mean over tokens [start, stop) of every (layer, head, patch), where a run has no `full`."""
+    """Mean over tokens [start, stop) of every (layer, head, patch), for a run without `full`."""
     mean = _on_cells(trace, trace.attention[start:stop].float().mean(0))
     codes, scale = compand(mean)
     return pack({"start": start, "stop": stop}, {"full": codes, "full.scale": scale})
 
 
 def build_map(trace: GenerationTrace, target: Target, chosen: Chosen, reduce: Reduce) -> bytes:
-    """One map over all images, from which the browser makes what a method shows of it.
+    """One map over all images, from which the browser computes its methods' maps.
 
     Args:
-        trace, target: whose tokens.
-        chosen: layers and heads, or single heads in their place.
-        reduce: how they become one.
+        trace, target: the tokens.
+        chosen: layers and heads, or single heads instead.
+        reduce: how they are combined.
 
     Raises:
         ValueError: the trace lacks one of them.
@@ -346,14 +346,15 @@ def build_map(trace: GenerationTrace, target: Target, chosen: Chosen, reduce: Re
 
 
 def images_of(run: Run) -> list[Image.Image]:
-    """The photos that the inspector is given: of a pair of other photos, those of each side."""
+    """The photos for the inspector; for a pair with different photos, those of both sides."""
     two = run.kind == "pair" and not run.about.get("one_photo")
     sides = run.traces.values() if two else (run.first,)
     return [image for trace in sides for image in trace.images]
 
 
 def encode_image(image: Image.Image, longest: int = 1600) -> tuple[bytes, str]:
-    """The image for the screen, at most `longest` pixels a side, and a name; lossless if small."""
+    """The image for the screen, at most `longest` pixels per side, and its name; lossless if
+    small."""
     shown = image.convert("RGB")
     shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     file = io.BytesIO()

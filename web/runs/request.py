@@ -1,4 +1,4 @@
-"""One press of Generate: what the page's controls said, checked and turned into settings."""
+"""One press of Generate: the values of the page's controls, checked and turned into settings."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 from sinkscope.config import GenerationSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import Setting, index_list, offered, read_all, refuse
+from sinkscope.setting import Setting, index_list, read_all, refuse, user_settings
 
-# What a request may say. What is captured is the settings file's matter.
-ANSWER: tuple[Setting, ...] = offered(GenerationSettings, "layers", "heads")
-VAR: tuple[Setting, ...] = offered(VARSettings)
-MORE = ("image_2", "image_3", "image_4")  # the form's places for further images
+# The settings that a request may have. What is captured is set by the settings file.
+ANSWER: tuple[Setting, ...] = user_settings(GenerationSettings, "layers", "heads")
+VAR: tuple[Setting, ...] = user_settings(VARSettings)
+MORE = ("image_2", "image_3", "image_4")  # the form's controls for further images
 NAMES = tuple(one.name for one in (*VAR, *ANSWER))
 
 
 @dataclass(frozen=True)
 class Request:
-    """One press of Generate, with everything the page's controls said.
+    """One press of Generate, with the values of the page's controls.
 
     Attributes:
         image: path of an upload.
-        prompt: asked about it.
-        compare: answer with VAR too.
-        same_text: VAR follows the baseline's answer, token by token.
-        dims_of: the model that the sink dimensions in `said` were found on, if any.
-        said: what the controls of settings said, by the settings' names (`NAMES`); what is missing,
-            None or empty is left out.
-        more: paths of further images of the question, which follow it; None where there is none.
+        prompt: the question about it.
+        compare: also answer with VAR.
+        same_text: VAR reads the baseline's answer, token by token.
+        dims_of: the model that the sink dimensions in `values` were found on, if any.
+        values: the values of the settings' controls, by the settings' names (`NAMES`); missing,
+            None and empty ones are left out.
+        more: paths of further images of the question; None for an empty place.
 
     Raises (from `settings` and `var`):
         ValueError: naming the setting, its value and what is allowed.
@@ -40,59 +40,61 @@ class Request:
     compare: bool = False
     same_text: bool = False
     dims_of: str = ""
-    said: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
     more: tuple[str | None, ...] = ()
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The uploads that there are, in the order of the form."""
+        """The given uploads, in the order of the form."""
         return tuple(path for path in (self.image, *self.more) if path)
 
     def settings(self, start: Settings) -> GenerationSettings:
-        """What the controls say, over the start's settings, which alone say what is captured."""
-        for name in self.said:
+        """The controls' values over the start's settings, which alone set what is captured."""
+        for name in self.values:
             if name not in NAMES:
                 raise ValueError(f"There is no setting {name!r}; allowed: {', '.join(NAMES)}.")
-        made = replace(
+        settings = replace(
             start.generation,
             prompt_rows=start.generation.prompt_rows or start.app.prompt_rows,
             reference=start.generation.reference or start.app.reference,
-            **read_all(GenerationSettings, self.said),
+            **read_all(GenerationSettings, self.values),
         )
-        if made.max_new_tokens > start.app.token_limit:
+        if settings.max_new_tokens > start.app.token_limit:
             raise ValueError(
-                f"max_new_tokens is {made.max_new_tokens}; allowed here: at most "
+                f"max_new_tokens is {settings.max_new_tokens}; allowed here: at most "
                 f"{start.app.token_limit} (token_limit of this server)."
             )
-        return made
+        return settings
 
     def var(self, handle: ModelHandle) -> VARSettings | None:
         """VAR's settings over those of the model's profile; None without `compare`."""
         if not self.compare:
             return None
-        said = read_all(VARSettings, self.said)
-        given = {name: value for name, value in said.items() if value is not None}
+        values = read_all(VARSettings, self.values)
+        given = {name: value for name, value in values.items() if value is not None}
         if handle.profile is not None:
             given.setdefault("tau", handle.profile.tau)
         given["dims"] = self._sink_dims(given.get("dims"), handle)
-        if "seed" in self.said:
-            given["seed"] = read_all(GenerationSettings, self.said)["seed"]
+        if "seed" in self.values:
+            given["seed"] = read_all(GenerationSettings, self.values)["seed"]
         return VARSettings(**given)
 
-    def _sink_dims(self, own: tuple[int, ...] | None, handle: ModelHandle) -> tuple[int, ...]:
+    def _sink_dims(
+        self, given_dims: tuple[int, ...] | None, handle: ModelHandle
+    ) -> tuple[int, ...]:
         """The sink dimensions of this request: its own, else those of the model's profile.
 
         Raises:
             ValueError: there are none, or the request's own are another model's.
         """
-        if own is not None:
+        if given_dims is not None:
             if self.dims_of and self.dims_of != handle.info.id:
                 raise ValueError(
                     f"The sink dimensions in the VAR settings were found on {self.dims_of}, but "
                     f"{handle.info.id} is loaded; empty that box, or find this model's own in the "
                     "Sinks tab."
                 )
-            return own
+            return given_dims
         if handle.profile is None:
             raise ValueError(
                 "VAR needs the sink dimensions of a model, and none are known for "
@@ -103,7 +105,7 @@ class Request:
 
 
 def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
-    """What a text box for indices says (`setting.index_list`); an empty one is None, which is all.
+    """Read a text box for indices (`setting.index_list`); an empty one gives None, which means all.
 
     Raises:
         ValueError: not such a list.

@@ -1,4 +1,4 @@
-"""Runs that are too old go, where a setting says how old a run may get."""
+"""Removes old runs, if a setting limits their age."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sinkscope.web.runs.store import RunStore
 log = logging.getLogger(__name__)
 
 DAY = 86_400.0
-LOOK_SECONDS = 600.0  # between two looks
+LOOK_SECONDS = 600.0  # between two checks
 
 
 async def remove_old_runs(store: RunStore, days: float, every: float = LOOK_SECONDS) -> None:
-    """At once and then for as long as the app runs: remove the runs that are older than `days`."""
+    """Remove the runs older than `days`, at once and then repeatedly as long as the app runs."""
     while True:
         try:
             count = await asyncio.to_thread(store.remove_older, days * DAY)
-        except OSError as error:  # the next look tries again
+        except OSError as error:  # the next check tries again
             log.warning("old runs could not be removed: %s", error)
         else:
             if count:

@@ -1,9 +1,9 @@
 """A run as one HTML file that shows it in any browser: no server, no model, no network.
 
-It is the page's own inspector, with its value and its files as blocks of text in the document and a
-small script (`static/standalone/`) that hands them over in Gradio's place. A policy in the document
-forbids every request, and every script but the one whose hash it names. Texts of a model are only
-ever data: in the payload, in JSON, or escaped.
+It is the page's inspector, with its value and its files as blocks of text in the document, and a
+small script (`static/standalone/`) that passes them to it in Gradio's place. A policy in the
+document forbids all requests, and all scripts except the one whose hash it contains. Texts of a
+model are only ever data: in the payload, in JSON, or escaped.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from sinkscope.web.components.assets import read_static
 from sinkscope.web.runs.payload import build_payload, build_token_maps, encode_image, images_of
 from sinkscope.web.runs.store import Run
 
-# Above it, heads go token by token into blocks that are decoded when asked for (a run of this size
-# is one array in the browser), and above the second limit they stay out: bytes before compression.
+# Limits in bytes before compression. Above the first one, heads are stored token by token in blocks
+# that are decoded on demand (otherwise the browser gets one array). Above the second, heads are
+# left out.
 EAGER_BYTES = 8_000_000
 HEADS_BYTES = 160_000_000
 
@@ -40,11 +41,11 @@ WORDS = {
 
 
 def holds_heads(run: Run, most: int | None = None) -> bool:
-    """Whether the file of this run holds single heads, or their mean alone.
+    """Whether the file of this run contains single heads, or only their mean.
 
     Args:
         run: the run.
-        most: values that it holds at most; None: `HEADS_BYTES`.
+        most: the maximal number of values in the file; None: `HEADS_BYTES`.
     """
     return _cells(run.traces) <= (HEADS_BYTES if most is None else most)
 
@@ -57,16 +58,16 @@ def build_standalone(
     facts: Sequence[tuple[str, str]] = (),
     most_heads: int | None = None,
 ) -> bytes:
-    """The file, UTF-8.
+    """The file, in UTF-8.
 
     Args:
         run: one or two traces.
-        token: which token is chosen when the file is opened; None leaves it to the inspector.
-        place: the view that it opens with and its note, as the page's address has them; any text
-            will do, for the inspector reads it as it reads a link. `token` goes before it.
-        facts: more lines for "What made this": what it is, and a text.
-        most_heads: of more values than these the file holds the mean over the heads alone; None:
-            `HEADS_BYTES`.
+        token: the token that is chosen when the file is opened; None: the inspector chooses.
+        place: the view and note that it opens with, in the form of the page's address; any text is
+            allowed, because the inspector reads it like a link. `token` takes precedence.
+        facts: more lines for "What made this", each a name and a text.
+        most_heads: if there are more values than this, the file contains only the mean over heads;
+            None: `HEADS_BYTES`.
 
     Raises:
         ValueError: there is no such token.
@@ -88,7 +89,7 @@ def build_standalone(
         "tag": "where a vision-language model looked for each word it wrote"
         + (", in two runs" if pair else ", without and with VAR" if len(run.traces) > 1 else ""),
         "model": html.escape(" | ".join(_models(run))),
-        # Without the links to the documents, for there is no app that could give them.
+        # Without the links to the documents, because no app serves them here.
         "inspector": re.sub(r"\s*<a href=.*?</a>", "", read_static("inspector.html")),
         "facts": "\n".join(_lines([*_about(run), *facts])),
         "steps": "1/255" if _cells(run.traces) * 2 > EAGER_BYTES else "1/65535",
@@ -97,7 +98,7 @@ def build_standalone(
         "script": script,
     }
     frame = read_static("standalone.html")
-    # One pass, so that nothing in a text can be taken for a mark of the frame.
+    # In one pass, so that no inserted text can be mistaken for a placeholder of the frame.
     return re.sub(r"@(\w+)@", lambda mark: parts[mark[1]], frame).encode()
 
 
@@ -111,11 +112,11 @@ def _models(run: Run) -> list[str]:
 
 
 def _script() -> str:
-    # As Gradio's own, and what a frame in a notebook has none of.
+    # Like Gradio's; a frame in a notebook has none.
     arguments = "element, trigger, props, server, upload, watch, fetch, Image, history, location"
     inspector = f"replay.start(function ({arguments}) {{\n{read_static('inspector')}\n}});"
     code = f"\n{read_static('standalone')}\n{inspector}\n"
-    # What would end the element early can only stand in a string or a comment.
+    # Anything that would end the element early can only be inside a string or a comment.
     return re.sub(r"<(?=/script|!--)", r"\\x3c", code, flags=re.IGNORECASE)
 
 
@@ -129,7 +130,7 @@ def _policy(script: str, style: str) -> str:
             "default-src 'none'",
             f"script-src {allowed(script)}",
             f"style-src-elem {allowed(style)}",
-            "style-src-attr 'unsafe-inline'",  # positions and widths of what is drawn
+            "style-src-attr 'unsafe-inline'",  # positions and widths of drawn elements
             "img-src data:",
             "base-uri 'none'",
             "form-action 'none'",
@@ -139,7 +140,7 @@ def _policy(script: str, style: str) -> str:
 
 def _blocks(run: Run, place: str, most_heads: int | None) -> Iterator[str]:
     """The data, each piece in an element that a browser neither runs nor shows."""
-    # "<" appears in JSON only inside strings, where it can be written by its number.
+    # "<" appears in JSON only inside strings, where it can be escaped by its code.
     value = json.dumps({"value": _value(run), "place": place or None}).replace("<", "\\u003c")
     yield _block("value", value, "application/json")
     payload = build_payload(run, EAGER_BYTES)
@@ -163,9 +164,9 @@ def _block(name: str, text: str, kind: str = "text/plain") -> str:
 
 
 def _value(run: Run) -> dict[str, Any]:
-    """What the inspector is given; addresses are names of blocks and never asked for."""
+    """The inspector's value; its addresses are names of blocks and are never requested."""
     traces = run.traces.values()
-    stopped = any(trace.finish == "stopped" for trace in traces) and run.kind != "pair"
+    stopped = any(trace.finish_reason == "stopped" for trace in traces) and run.kind != "pair"
     first = run.first
     tokens = " + ".join(str(len(trace.tokens)) for trace in traces)
     return {
@@ -180,7 +181,7 @@ def _value(run: Run) -> dict[str, Any]:
 
 
 def _about(run: Run) -> Iterator[tuple[str, str]]:
-    """What made the run, in the order in which a reader asks for it; of a pair, each of the two."""
+    """What made the run, in the order of a reader's interest; for a pair, of both runs."""
     if run.kind == "pair":
         for name, trace in run.traces.items():
             side = Run({"baseline": trace}, created=run.created)
@@ -207,8 +208,8 @@ def _about_one(run: Run) -> Iterator[tuple[str, str]]:
     yield "Image" if len(first.images) == 1 else "Images", "\n".join(sizes)
     shown = shown_settings(first)
     yield "Generation", _settings(shown, without=("layers", "heads", "decoding"))
-    if said := decoding_words(first):
-        yield "Decoding", said
+    if words := decoding_words(first):
+        yield "Decoding", words
     two = len(run.traces) > 1
     for name, trace in run.traces.items():
         applied = "; ".join(trace.applied) or "nothing: the plain model"

@@ -1,8 +1,8 @@
 """Runs that the page can show: in memory up to a budget, and as files in a folder.
 
-The store belongs to the app. A browser only ever holds a run's id, which cannot be guessed and is
-the whole of its right to see the run. Every run is written once, when it is put; the least recently
-used ones leave the memory first, and the oldest leave the folder.
+The store belongs to the app. A browser has only a run's id, which cannot be guessed and gives
+access to the run. Every run is written once, when it is put. The least recently used runs are
+dropped from memory first, the oldest from the folder.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.drawing.made import made_line
-from sinkscope.outside import Bounds, read_json
+from sinkscope.drawing.run_summary import summary_line
+from sinkscope.untrusted import Bounds, read_json
 from sinkscope.utils import write_atomically
-from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.served_files import ServedFiles
 
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _VARIANTS = ("baseline", "var")
 STORED_KINDS = ("run", "example")
-RUN_JSON = Bounds(bytes=10_000, infinite=True)  # it has some hundred
-BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
+RUN_JSON = Bounds(bytes=10_000, infinite=True)  # it has a few hundred
+BYTES_A_PIXEL = 4  # Pillow uses four for RGB
 LABELS = {"baseline": "Baseline", "var": "VAR"}
 
 
 def new_id() -> str:
-    """An id that nobody can guess (128 random bits)."""
+    """An id that cannot be guessed (128 random bits)."""
     return secrets.token_urlsafe(16)
 
 
-def made_of(run: Run) -> str:
-    """What made a run, in one line; of two runs side by side a table says it."""
-    return "" if run.kind == "pair" else made_line(run.traces, run.same_text)
+def run_summary(run: Run) -> str:
+    """The settings of a run in one line; two runs side by side have a table instead."""
+    return "" if run.kind == "pair" else summary_line(run.traces, run.same_text)
 
 
 def control_of(trace: GenerationTrace) -> str:
@@ -59,14 +59,14 @@ class Run:
     """One press of Generate.
 
     Attributes:
-        traces: `baseline`, or `baseline` and `var`, in this order; of a pair of runs `a` and `b`.
+        traces: `baseline`, or `baseline` and `var`, in this order; for a pair of runs `a` and `b`.
         kind: `run`, `example` for the one that ships with the project, or `pair` for an answer of
             each of two runs (`web.runs.pairs`), which is never stored.
         same_text: VAR was forced onto the baseline's answer: token i is the same on both sides.
         created: seconds since 1970.
-        labels: what to call the traces of a pair.
-        about: what the inspector is told of a pair beside its traces.
-        folder: where its files were read from; None for a run that was made here.
+        labels: names of the traces of a pair.
+        about: further values for the inspector about a pair.
+        folder: the folder that its files were read from; None for a run made here.
     """
 
     traces: Mapping[str, GenerationTrace]
@@ -88,13 +88,13 @@ class Run:
         return next(iter(self.traces.values()))
 
     def label(self, name: str) -> str:
-        """What to call a side; a control run says so, for it looks like VAR and is not."""
+        """The name of a side; a control run is named as such, because it looks like VAR."""
         used = control_of(self.traces[name])
         return self.labels[name] + (f" · control: {used}" if used else "")
 
     @property
     def nbytes(self) -> int:
-        """Memory that the traces' tensors take."""
+        """Bytes of the traces' tensors."""
         tensors = (
             t
             for trace in self.traces.values()
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def memory(self) -> int:
-        """Memory that it takes: its tensors, and each of its images once."""
+        """Bytes in memory: its tensors, and each of its images once."""
         images = {id(image): image for trace in self.traces.values() for image in trace.images}
         pixels = sum(image.width * image.height for image in images.values())
         return self.nbytes + BYTES_A_PIXEL * pixels
@@ -120,7 +120,7 @@ def ids_of(run: Run) -> tuple[str, ...]:
 
 
 def save_run(run: Run, folder: Path) -> None:
-    """Write a run as one safetensors file a trace and a small `run.json`, which is written last."""
+    """Write a run: one safetensors file per trace, and last a small `run.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, trace in run.traces.items():
         trace.save(folder / f"{name}.safetensors")
@@ -148,18 +148,18 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError("The stored run is damaged: its description cannot be read.") from error
     if kind not in STORED_KINDS or not isinstance(same_text, bool) or not 0 <= created < 1e11:
-        raise ValueError("The stored run is damaged: its description makes no sense.")
+        raise ValueError("The stored run is damaged: its description is invalid.")
     traces = {name: GenerationTrace.open(folder / f"{name}.safetensors") for name in names}
     if "baseline" not in traces:
         raise ValueError("The stored run is damaged: it has no baseline.")
     if len({(t.layout, t.layers, t.heads, t.prompt) for t in traces.values()}) > 1:
-        raise ValueError("The stored run is damaged: its two answers are not of one prompt.")
+        raise ValueError("The stored run is damaged: its two answers have different prompts.")
     traces = {name: _sharing(trace, traces["baseline"]) for name, trace in traces.items()}
     return Run(traces, kind, same_text, created, run_id or new_id(), folder=folder)
 
 
 def _sharing(trace: GenerationTrace, first: GenerationTrace) -> GenerationTrace:
-    """The trace with the images of another where they are the same ones: they take memory once."""
+    """The trace with the images of another if they are the same, so they are in memory once."""
     same = trace is not first and all(
         a == b for a, b in zip(trace.images, first.images, strict=True)
     )
@@ -175,12 +175,12 @@ class RunStore:
         self._disk_bytes = 8 * memory_bytes if disk_bytes is None else disk_bytes
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._lock = threading.RLock()
-        self.copies = Copies()
+        self.copies = ServedFiles()
 
     def keep_copies(self, run: Run, *paths: Path) -> None:
-        """These files are copies of a run (or of both runs of a pair) and go with it.
+        """Register files as copies of a run (or of both runs of a pair), to be removed with it.
 
-        They go at once where the run is gone already, for it was deleted while they were made.
+        They are removed at once if the run was deleted while they were made.
         """
         ids = ids_of(run)
         self.copies.add(ids, paths)
@@ -190,14 +190,14 @@ class RunStore:
         self._trim(spare=ids)
 
     def remove_older(self, seconds: float) -> int:
-        """Remove the runs that were made longer ago than this, but the example; how many."""
+        """Remove the runs that are older than this, except the example; returns their number."""
         limit = time.time() - seconds
         with self._lock:
             old = {run.id for run in self._runs.values() if run.created < limit}
             old -= {run.id for run in self._runs.values() if run.kind == "example"}
             folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
         for folder in folders:
-            if _ID.match(folder.name) and _made(folder) < limit:
+            if _ID.match(folder.name) and _created(folder) < limit:
                 old.add(folder.name)
         for run_id in old:
             self.delete(run_id)
@@ -208,19 +208,19 @@ class RunStore:
             return run_id in self._runs or (self._folder / run_id / "run.json").is_file()
 
     def claim(self, run_id: str) -> None:
-        """A run with this id has begun; whose it is, `server.owners` keeps where users log in."""
+        """A run with this id has begun; if users log in, `web.runs.owners` records its owner."""
 
     def may_see(self, run_id: object) -> bool:
-        """Whether who asks may see a run. Where nobody logs in, whoever has its id may."""
+        """Whether the current user may see a run. Without logins, everybody with its id may."""
         return True
 
     def put(self, run: Run, keep_on_disk: bool = True) -> str | None:
-        """Take a run in. `keep_on_disk=False` is for one that ships with the project.
+        """Add a run. `keep_on_disk=False` is for one that ships with the project.
 
         Returns:
-            Why the run is in memory only, in a few words; None if its files are written. A full
-            disk, or a value that a file cannot hold, must not cost anyone a finished answer, so it
-            is no error.
+            Why the run is only in memory, in a few words; None if its files are written. A full
+            disk, or a value that a file cannot hold, is not an error, because the finished answer
+            must not be lost.
         """
         with self._lock:
             self._remember(run)
@@ -231,7 +231,7 @@ class RunStore:
             save_run(run, folder)
         except (OSError, ValueError) as error:
             log.warning("run %s is kept in memory only: %s", run.id, error)
-            shutil.rmtree(folder, ignore_errors=True)  # what is written of it helps nobody
+            shutil.rmtree(folder, ignore_errors=True)  # a part of it is useless
             if isinstance(error, OSError):  # its text would name the folder
                 return f"kept in memory only: {error.strerror or 'the disk cannot be written'}"
             return f"kept in memory only: {error}"
@@ -241,7 +241,7 @@ class RunStore:
     def get(self, run_id: object) -> Run | None:
         """The run, from memory or from its files; None if there is none (any more)."""
         if not isinstance(run_id, str) or not _ID.match(run_id):
-            return None  # an id becomes a folder's name: nothing else may
+            return None  # an id becomes a folder's name, so it must match
         if (run := self.in_memory(run_id)) is not None:
             return run
         if not (self._folder / run_id / "run.json").is_file():
@@ -255,8 +255,8 @@ class RunStore:
         return run
 
     def in_memory(self, run_id: object, wait: bool = True) -> Run | None:
-        """The run, if it need not be read from its files; without `wait` also None while another
-        thread is at work here, which may be removing files."""
+        """The run if it is in memory; without `wait` also None while another thread holds the lock,
+        which may be removing files."""
         if not self._lock.acquire(blocking=wait):
             return None
         try:
@@ -268,26 +268,26 @@ class RunStore:
             self._lock.release()
 
     def file_of(self, trace: GenerationTrace) -> Path | None:
-        """The file that holds a trace of a run in memory; None where there is none."""
+        """The file of a trace of a run in memory; None if there is none."""
         with self._lock:
             for run in self._runs.values():
-                for name, own in run.traces.items():
-                    if own is trace:
+                for name, variant_trace in run.traces.items():
+                    if variant_trace is trace:
                         folder = run.folder or self._folder / run.id
                         whole = (folder / "run.json").is_file()  # which is written last
                         return folder / f"{name}.safetensors" if whole else None
         return None
 
     def folder_of(self, run_id: str) -> Path | None:
-        """The folder of a run that was written; None where there is none."""
+        """The folder of a run that was written; None if there is none."""
         if not _ID.match(run_id):
             return None
         folder = self._folder / run_id
         return folder if (folder / "run.json").is_file() else None
 
     def trim(self, spare: str) -> None:
-        """Remove the oldest runs beyond the budget of the disk, after something was written beside
-        the files of one; that one stays."""
+        """Remove the oldest runs beyond the disk budget, after something was written next to the
+        files of one; that one stays."""
         self._trim((spare,))
 
     def delete(self, run_id: str) -> None:
@@ -320,7 +320,7 @@ class RunStore:
 
     @property
     def disk(self) -> int:
-        """Bytes that runs take on the disk: their files, and the copies that the page is served."""
+        """Bytes of runs on the disk: their files, and the copies that are served to the page."""
         return sum(size for _, size, _ in self._aged()) + self.copies.nbytes
 
     def _trim(self, spare: tuple[str, ...]) -> None:
@@ -359,13 +359,13 @@ class RunStore:
         return aged
 
 
-def _made(folder: Path) -> float:
-    """When a stored run was made, in seconds since 1970; what cannot be read is as old as its
+def _created(folder: Path) -> float:
+    """When a stored run was made, in seconds since 1970; if it cannot be read, the time of its
     folder."""
     try:
         return float(json.loads((folder / "run.json").read_bytes())["created"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         try:
             return folder.stat().st_mtime
-        except OSError:  # removed meanwhile
+        except OSError:  # removed in the meantime
             return time.time()

@@ -1,4 +1,4 @@
-"""What the actions of a tab with jobs of its own have in common."""
+"""What the actions of tabs with jobs have in common."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Request = TypeVar("Request")
 
 
 class TabHandlers:
-    """A tab's actions, one object an app; `component` is what shows results, set by the tab.
+    """A tab's actions; one object per app. The tab sets `component`, which shows results.
 
     Args:
-        settings: of this start.
+        settings: settings of this start.
         loaded: the model.
-        runner: of the jobs of all tabs.
-        images: what decodes uploads.
+        runner: runs the jobs of all tabs.
+        images: decodes uploads.
     """
 
-    kind: ClassVar[str]  # of its jobs, that its Stop is for
+    kind: ClassVar[str]  # kind of its jobs, which its Stop ends
 
     def __init__(
         self,
@@ -43,20 +43,20 @@ class TabHandlers:
         self.component: gr.HTML | None = None
 
     def stop(self, session: str) -> None:
-        """End this browser's run after the step it is at."""
+        """End this session's run after its current step."""
         self.runner.stop(session, self.kind)
 
 
 class ResultHandlers(TabHandlers, Generic[Request]):
-    """The actions of a tab of which each run is a result of its own."""
+    """The actions of a tab in which each run gives one result."""
 
-    what: ClassVar[str]  # a run, for the log: "finding sinks"
+    what: ClassVar[str]  # name of a run in the log, such as "finding sinks"
 
     def run(self, request: Request, session: str) -> Values:
         """Values for the component: queued, running, and at last ready, stopped or error.
 
         Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
+            gr.Error: after the error value, so that callers of the API receive it too.
         """
         run_id = new_id()
         values = self._run(request, run_id, self.runner.job(session, self.kind))
@@ -64,11 +64,11 @@ class ResultHandlers(TabHandlers, Generic[Request]):
 
     @abstractmethod
     def _run(self, request: Request, run_id: str, job: Job) -> Values:
-        """The values of a run; what goes wrong is raised."""
+        """The values of a run; errors are raised."""
 
 
 def with_buttons(values: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any, Any]]:
-    """Each value, with Run or Stop to press."""
+    """Each value, with the states of the buttons Run and Stop."""
     busy = False
     for value in values:
         over = value["phase"] in ("ready", "stopped", "error")

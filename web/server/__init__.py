@@ -1,1 +1,1 @@
-"""Who may come in, what a request may be, and the server's start and end."""
+"""Access, checks of requests, and the start and end of the server."""

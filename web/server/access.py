@@ -1,8 +1,8 @@
-"""The access token: who may come in where there is no login.
+"""The access token: who may come in if there is no login.
 
-As in Jupyter, the printed link carries it (`/?token=...`); opening that sets a cookie and leads to
-the address without it. The bare address shows a form for it, and programs send it with each request
-as `Authorization: Bearer ...`.
+As in Jupyter, the printed link contains the token (`/?token=...`). Opening it sets a cookie and
+redirects to the address without the token. The address without a token shows a form for it, and
+programs send it with each request as `Authorization: Bearer ...`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sinkscope.web.server.bodies import LOGIN_BYTES, GoneError, Refused, read_bo
 from sinkscope.web.server.throttle import Key, Throttle, later, of_address
 
 FORM = "/access"
-# What says nothing of anybody: whether the server lives, and what Gradio asks itself at its start.
+# Open without a token: whether the server lives, and what Gradio requests from itself at its start.
 OPEN = ("/health", "/gradio_api/startup-events")
 DENIED = (
-    "This needs the access token of the start: open the printed link, or send the header "
+    "An access token is needed: open the link that the start printed, or send the header "
     "Authorization: Bearer TOKEN."
 )
 WRONG = "This is not the access token of this start."
@@ -35,9 +35,9 @@ LONGEST_WAIT = 900.0
 
 
 def token_for(settings: AppSettings) -> str | None:
-    """The token of a start: the given one, else a new one; None where none is asked for.
+    """The token of a start: the given one, or a new one. None: no token is required.
 
-    None is asked for where users log in, where the settings say `none`, and where anybody may look
+    No token is required if users log in, if the settings say `none`, and if anybody may look
     (`read_only` on an address that other machines reach).
     """
     if settings.login or settings.token == NO_TOKEN:
@@ -48,20 +48,21 @@ def token_for(settings: AppSettings) -> str | None:
 
 
 class Access:
-    """Lets nobody in without the token.
+    """Refuses requests without the token.
 
     Args:
-        app: what comes after it.
-        token: of this start.
-        port: where the server listens. Cookies of one host are sent to all its ports.
-        secure: the page is served by https.
+        app: the next layer.
+        token: the token of this start.
+        port: port of the server; it is part of the cookie's name, because browsers send the cookies
+            of a host to all its ports.
+        secure: whether the page is served by https.
     """
 
     def __init__(self, app: ASGIApp, token: str, port: int, secure: bool = False) -> None:
         self.app = app
         self._token, self._secure = token.encode(), secure
         self._cookie = f"sinkscope-access-{port}"
-        # The cookie is made of the token and is not it: whoever sees it cannot hand on the link.
+        # The cookie is derived from the token, so the link cannot be rebuilt from the cookie.
         self._pass = hmac.new(self._token, b"sinkscope cookie", hashlib.sha256).hexdigest()
         self._throttle = Throttle()
 
@@ -69,13 +70,13 @@ class Access:
         if scope["type"] == "lifespan" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # the page has none
+            await send({"type": "websocket.close", "code": 1008})  # the page uses no websocket
         else:
             answer = await self._answer(scope, receive)
             await (answer or self.app)(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
-        """What to answer instead of the page; None lets the request through."""
+        """The answer to send instead of the page; None lets the request through."""
         headers, path = Headers(scope=scope), scope["path"]
         if scope["method"] == "POST" and path == FORM:
             try:
@@ -98,14 +99,14 @@ class Access:
             return _passed(path)
         if scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", ""):
             if headers.get("sec-fetch-site") == "cross-site":
-                # A link on another site: the browser keeps a strict cookie back, and sends it when
-                # the page itself leads on.
-                return _leading_on("")
+                # A link on another site: the browser does not send a strict cookie with it, but
+                # does send it when our own page redirects.
+                return _redirect("")
             return _form("")
         return _denied(DENIED)
 
     def _compared(self, scope: Scope, given: str) -> Response | None:
-        """None where it is the token; else the refusal."""
+        """None if `given` is the token; otherwise the refusal."""
         keys = [Key(f"address {of_address(scope)}", LONGEST_WAIT)]
         if wait := self._throttle.begin(keys):
             return later(wait)
@@ -115,10 +116,10 @@ class Access:
         return None
 
     def _tried(self, scope: Scope, given: str, then: str) -> Response:
-        """What the form and the link lead to."""
+        """The answer to a token from form or link: a redirect with the cookie, or a refusal."""
         if refusal := self._compared(scope, given):
             return _form(WRONG) if refusal.status_code == 401 else refusal
-        answer = _leading_on(then)
+        answer = _redirect(then)
         answer.set_cookie(
             self._cookie, self._pass, httponly=True, samesite="strict", secure=self._secure
         )
@@ -139,13 +140,13 @@ def _denied(words: str) -> Response:
     )
 
 
-def _leading_on(then: str) -> Response:
-    """A page that opens `then` with the fragment that it was opened with, such as #run=...
+def _redirect(then: str) -> Response:
+    """A page that redirects to `then` and keeps the fragment of the address, such as #run=...
 
-    With "" it opens itself, by another query, so that the browser asks again.
+    With "" it reloads itself with another query, so that the browser sends a new request.
     """
-    here = "location.pathname + (location.search ? location.search + '&' : '?') + 'here'"
-    target = json.dumps(then).replace("<", "\\u003c") if then else here
+    current_path = "location.pathname + (location.search ? location.search + '&' : '?') + 'here'"
+    target = json.dumps(then).replace("<", "\\u003c") if then else current_path
     return HTMLResponse(
         "<!doctype html><title>SinkScope</title>"
         f"<script>location.replace({target} + location.hash)</script>"
@@ -156,8 +157,8 @@ def _leading_on(then: str) -> Response:
 
 
 def _form(words: str) -> HTMLResponse:
-    said = f'<p role="alert">{escape(words)}</p>' if words else ""
-    return HTMLResponse(_FORM.format(said=said), 401, {"cache-control": "no-store"})
+    alert = f'<p role="alert">{escape(words)}</p>' if words else ""
+    return HTMLResponse(_FORM.format(said=alert), 401, {"cache-control": "no-store"})
 
 
 _FORM = """<!doctype html>

@@ -1,8 +1,8 @@
-"""What the body of a request may be: small plain JSON, a login, or the files of an upload.
+"""Allowed bodies of requests: small plain JSON, a login, or the files of an upload.
 
-Everything but an upload is read here before Gradio sees it, whatever its content type says, and
-every file that it names must be an upload. Gradio reads the same bytes afterwards. What two readers
-could take differently (a repeated key, another encoding) is refused.
+Every body except an upload is read here before Gradio sees it, whatever its content type, and every
+file that it names must be an upload. Gradio then reads the same bytes. Content that two parsers
+could read differently (a repeated key, another encoding) is refused.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ LOGIN = ("/login", "/login/")
 JSON_BYTES, LOGIN_BYTES, DRAINED_BYTES = 2_000_000, 10_000, 10_000_000
 MOST_VALUES = 50_000
 DEEPEST = 32
-_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")  # nothing here reads theirs
+_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")  # their bodies are never read
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a fault
-    """The request is answered with a status and a sentence."""
+    """The request is answered with this status and sentence."""
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
@@ -40,16 +40,16 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class GoneError(Exception):
-    """The other side went away before its body was here."""
+    """The client disconnected before its body was complete."""
 
 
 class Bodies:
-    """Lets requests pass whose body is what the route takes.
+    """Passes on requests whose body is of the kind that the route accepts.
 
     Args:
-        app: what comes after it.
-        upload_bytes: the largest upload; Gradio limits each file of it.
-        quota: of uploads in an hour; None: there is none.
+        app: the next layer.
+        upload_bytes: size limit of one upload; Gradio limits each file in it.
+        quota: limit of uploads in an hour; None: no limit.
     """
 
     def __init__(self, app: ASGIApp, upload_bytes: int, quota: UploadQuota | None = None) -> None:
@@ -74,8 +74,8 @@ class Bodies:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == UPLOAD:
             account = self._quota.account(scope) if self._quota else None
-            said = headers.get("content-length", "")
-            size = int(said[:20]) if said.isdecimal() else 0
+            declared = headers.get("content-length", "")
+            size = int(declared[:20]) if declared.isdecimal() else 0
             if account and (refusal := account.refusal(size)):
                 raise Refused(429, refusal)
             return _Upload(headers, receive, self._upload_bytes, account).receive
@@ -88,17 +88,17 @@ class Bodies:
 
 
 async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
         Refused: it is too large.
     """
-    said = headers.get("content-length", "")
-    size = int(said[:20]) if said.isdecimal() else 0
+    declared = headers.get("content-length", "")
+    size = int(declared[:20]) if declared.isdecimal() else 0
     chunks: list[bytes] = []
     read, more = 0, True
-    # Of one that is too large a little is read and dropped: many programs read an answer only when
-    # their body is sent.
+    # If the body is too large, a little more is read and dropped: many programs read the answer
+    # only after they have sent their body.
     while more and read <= max(most, DRAINED_BYTES):
         message = await receive()
         if message["type"] != "http.request":
@@ -113,7 +113,7 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
 
 
 def replayed(message: Message, receive: Receive) -> Receive:
-    """What gives a message that was read already, and then what comes."""
+    """A `receive` that returns the message that was already read, and then the following ones."""
     given = False
 
     async def again() -> Message:
@@ -134,13 +134,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def parse(body: bytes) -> Any:
-    """JSON that every reader takes for the same.
+    """JSON that every parser reads in the same way.
 
     Raises:
-        Refused: it is not JSON in UTF-8, repeats a key, or has a number that is not finite or
-            beyond 64 bit, half a character, or too many values or levels.
+        Refused: it is not JSON in UTF-8, repeats a key, or contains a number that is not finite or
+            beyond 64 bits, half of a surrogate pair, or too many values or levels.
     """
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:  # before it takes time
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:  # before parsing
         raise Refused(413, f"The JSON is too large; allowed: {MOST_VALUES} values.")
     try:
         content = json.loads(
@@ -169,10 +169,10 @@ def _whole_characters(text: str) -> bool:
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise Refused(400, "The JSON has a key twice.")
-    return made
+    return mapping
 
 
 def _number(text: str) -> float:
@@ -189,7 +189,7 @@ def _whole(text: str) -> int:
 
 
 def _values(content: Any) -> Iterator[tuple[Any, int]]:
-    """Every value and key with its level."""
+    """Every value and key with its nesting level."""
     waiting: list[tuple[Any, int]] = [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -202,17 +202,17 @@ def _values(content: Any) -> Iterator[tuple[Any, int]]:
 
 
 def check_files(content: Any) -> None:
-    """Check that every file that is named anywhere is an upload.
+    """Check that every file named anywhere in the content is an upload.
 
     Raises:
-        Refused: one is not.
+        Refused: a file is not an upload.
     """
     for value, _ in _values(content):
         if not isinstance(value, Mapping):
             continue
         meta = value.get("meta")
-        # An address without a path would be fetched. Beside a path it is what Gradio gave the
-        # browser, and is not read.
+        # Gradio would fetch a URL that has no path beside it. A URL beside a path was given to
+        # the browser by Gradio, and is not read.
         marked = isinstance(meta, Mapping) and "_type" in meta
         if marked or "path" in value or "url" in value:
             try:
@@ -225,9 +225,9 @@ def check_files(content: Any) -> None:
 
 
 class _Upload:
-    """The body of an upload as it comes in: nothing but files, and not too many bytes.
+    """Checks the body of an upload while it arrives: only files, and not too many bytes.
 
-    Gradio keeps other fields in the memory, whatever their size, and files of another field for
+    Gradio would keep other fields in memory, whatever their size, and files of other fields for
     ever.
     """
 
@@ -253,7 +253,7 @@ class _Upload:
         )
 
     async def receive(self) -> Message:
-        """The next message. Gradio answers the errors, and removes what it has written."""
+        """The next message. Gradio answers the errors, and removes the files it has written."""
         message = await self._receive()
         if message["type"] == "http.request" and (chunk := message.get("body", b"")):
             self._left -= len(chunk)

@@ -1,9 +1,9 @@
-"""The page itself, which carries all of our scripts, styles and templates: made and compressed
-once, and sent from memory.
+"""The page itself, which contains all our scripts, styles and templates: built and compressed
+once, then sent from memory.
 
-Gradio makes it anew for each request, which takes 50 milliseconds of the interpreter. Only the page
-and its description: runs and images are compressed already, and what is streamed must not wait for
-a buffer.
+Gradio builds it for each request, which takes 50 milliseconds of the interpreter's time. This is
+done only for the page and its description: runs and images are already compressed, and streams must
+not wait for a buffer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PAGES = ("/", "/config")
-PARTS = "/part/"  # scripts that come later (`web.components.parts`): compressed, and not kept here
-MOST = 8  # pages differ by the address that they are asked for under
+PARTS = "/part/"  # scripts loaded later (`web.components.parts`): compressed, not kept here
+MOST = 8  # pages kept: one for each address under which the page is requested
 LEVEL = 6
 
 
 @dataclass
 class _Page:
-    """An answer in the making, then as it is kept. `body` is compressed once it is whole."""
+    """An answer while it is received, then as it is kept. `body` is compressed once complete."""
 
     status: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -41,8 +41,8 @@ class _Page:
 
     @property
     def may_be_kept(self) -> bool:
-        own = Headers(raw=list(self.headers))
-        return self.whole and self.status == 200 and "set-cookie" not in own
+        headers = Headers(raw=list(self.headers))
+        return self.whole and self.status == 200 and "set-cookie" not in headers
 
     def compress(self) -> None:
         self.body = gzip.compress(self.body, LEVEL, mtime=0)
@@ -56,11 +56,11 @@ class _Page:
 
 
 class CompressedPage:
-    """Gzips the answers to the requests for the page and its description.
+    """Gzips the answers to requests for the page and its description.
 
     Args:
-        app: what makes them.
-        kept: keep them. Not where people log in: the page then knows who asks.
+        app: the next layer, which makes the answers.
+        kept: whether to keep them. False if users log in: the page then depends on the user.
     """
 
     def __init__(self, app: ASGIApp, kept: bool = False) -> None:
@@ -92,20 +92,20 @@ class CompressedPage:
             if page.may_be_kept:
                 page.compress()
                 self._pages[key] = page
-        headers = list(page.headers)  # what stands outside adds its own
+        headers = list(page.headers)  # outer layers add their own headers
         await send({"type": "http.response.start", "status": page.status, "headers": headers})
         body = b"" if scope["method"] == "HEAD" else page.body
         await send({"type": "http.response.body", "body": body})
 
 
 def _is_plain(scope: Scope) -> bool:
-    """Whether everybody who asks so gets the same: the page with nothing added to its address."""
+    """Whether everybody gets the same answer to this request: the page, without a query."""
     accepted = Headers(scope=scope).get("accept-encoding", "")
     return scope["method"] in ("GET", "HEAD") and not scope["query_string"] and "gzip" in accepted
 
 
 def _address(scope: Scope) -> Hashable:
-    """All that addresses inside the page are made of."""
+    """Everything that addresses inside the page depend on."""
     named = sorted(
         (k, v) for k, v in scope["headers"] if k in (b"host", b"forwarded") or k[:2] == b"x-"
     )

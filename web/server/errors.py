@@ -1,8 +1,9 @@
-"""What Gradio would answer with a bare "Internal Server Error" gets a sentence.
+"""Errors that Gradio would answer with a bare "Internal Server Error" get a sentence.
 
-Gradio looks functions, components and sessions up in plain dictionaries, so a request that names
-one that is not there ends in a KeyError. Such a request is the caller's mistake. A full disk is
-nobody's. Anything else is a fault of ours: it is logged and said as one.
+Gradio looks up functions, components and sessions in plain dictionaries, so a request that names
+an unknown one ends in a KeyError. Such a request is the caller's mistake. A full disk is nobody's
+mistake and has its own sentence. Any other error is a bug of ours: it is logged and reported as
+one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-# What a request that names nothing raises in Gradio.
+# The errors that a request with an unknown name raises in Gradio.
 _MISTAKES = (
     FnIndexInferError,
     LookupError,
@@ -30,16 +31,18 @@ _MISTAKES = (
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 UNKNOWN = (
-    "This request fits nothing here: a function, component, session or value that it names is "
-    "unknown. Reload the page, or see what the API offers (docs/api.md)."
+    "This request names a function, component, session or value that is unknown here. Reload the "
+    "page, or see docs/api.md for the API."
 )
-FULL = "The server's temporary folder is full. Try again later, or tell whoever runs it."
-UNWRITABLE = "The server cannot read or write its temporary folder. Tell whoever runs it."
+FULL = "The server's temporary folder is full. Try again later, or tell the server's administrator."
+UNWRITABLE = (
+    "The server cannot read or write its temporary folder. Please tell the server's administrator."
+)
 FAULT = "Something went wrong inside SinkScope; the log of the app has the details."
 
 
 class SpokenErrors:
-    """Turns what escapes from the app inside into an answer with a sentence, as JSON."""
+    """Turns exceptions of the app inside into an answer with a sentence, as JSON."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -48,13 +51,13 @@ class SpokenErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, bare, body = False, False, bytearray()
+        started, bare, body = False, False, bytearray()
 
         async def watched(message: Message) -> None:
-            nonlocal begun, bare
+            nonlocal started, bare
             if message["type"] == "http.response.start":
-                begun = True
-                bare = message["status"] == 500  # Gradio's own answer to an error
+                started = True
+                bare = message["status"] == 500  # Gradio's answer to an error
             elif bare:
                 body.extend(message.get("body", b""))
             if not bare:
@@ -63,13 +66,13 @@ class SpokenErrors:
         try:
             await self.app(scope, receive, watched)
         except (SystemExit, KeyboardInterrupt) as error:
-            # Of a function of the page: the server's task must not take the server with it.
+            # Raised by a function of the page: the server's task must not end the server.
             log.exception("a request wanted to end the process")
-            if begun:
+            if started:
                 raise RuntimeError(FAULT) from error
             await _answer(500, FAULT)(scope, receive, send)
         except Exception as error:
-            if begun and not bare:
+            if started and not bare:
                 raise
             status, said = answer_to(error)
             level = logging.ERROR if status == 500 else logging.INFO
@@ -85,17 +88,17 @@ class SpokenErrors:
 
 
 def _words(body: bytes) -> str:
-    """What a function of the page has refused with (`gr.Error`); "" where it failed."""
+    """The message with which a function of the page refused (`gr.Error`); "" if it failed."""
     try:
-        said = json.loads(body)
+        body_values = json.loads(body)
     except ValueError:
         return ""
-    words = said.get("error") if isinstance(said, dict) else None
+    words = body_values.get("error") if isinstance(body_values, dict) else None
     return words if isinstance(words, str) else ""
 
 
 def answer_to(error: Exception) -> tuple[int, str]:
-    """Status and sentence for an error that came out of Gradio."""
+    """Status and sentence for an exception raised in Gradio."""
     if isinstance(error, OSError):
         return (507, FULL) if error.errno in _FULL else (503, UNWRITABLE)
     if isinstance(error, _MISTAKES):
@@ -103,6 +106,6 @@ def answer_to(error: Exception) -> tuple[int, str]:
     return 500, FAULT
 
 
-def _answer(status: int, said: str) -> JSONResponse:
+def _answer(status: int, message: str) -> JSONResponse:
     # Gradio's clients look for "error", other programs for "detail".
-    return JSONResponse({"detail": said, "error": said}, status)
+    return JSONResponse({"detail": message, "error": message}, status)

@@ -1,8 +1,8 @@
-"""Events of Gradio's queue that nobody waits for: unknown ones, cancelled ones, closed ones.
+"""Events of Gradio's queue that have no reader: unknown, cancelled and closed ones.
 
-Gradio drops an event that is cancelled (`POST /cancel`, or the end of its stream `GET /call/...`),
-but lets a function that it has begun compute to its end. And the stream of an event that there is
-none of breaks off in the middle.
+Gradio drops a cancelled event (`POST /cancel`, or the end of its stream `GET /call/...`), but lets
+a function that it has started run to its end. And Gradio breaks off the stream of an unknown event
+in the middle.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sinkscope.web.server.presence import CALL, session_of
 
 UNKNOWN_EVENT = (
-    "There is no such event, or its result was fetched already. POST to the same address without "
-    "the event's id begins one."
+    "There is no such event, or its result was already fetched. A POST to the same address without "
+    "the event's id starts one."
 )
-_LEFT = "_sinkscope_left"  # on an event of Gradio's, once its stream has been closed
+_LEFT = "_sinkscope_left"  # set on one of Gradio's events once its stream is closed
 
 
 def withdrawn_now(blocks: Blocks) -> Callable[[], bool] | None:
-    """For the event that is being answered here: says whether it was cancelled or its stream was
-    closed since. None outside of the queue."""
+    """A function for the event that is being answered: whether the event was cancelled or its
+    stream closed since. None outside the queue."""
     queue, name = blocks._queue, LocalContext.event_id.get(None)
     if name is None or name not in queue.event_ids_to_events:
         return None
@@ -38,7 +38,7 @@ def withdrawn_now(blocks: Blocks) -> Callable[[], bool] | None:
 
 
 class Events:
-    """Says that an event is unknown before its stream begins, and notes when one was closed."""
+    """Refuses an unknown event before its stream begins, and notes when a stream was closed."""
 
     def __init__(self, app: ASGIApp, blocks: Blocks) -> None:
         self.app, self._blocks = app, blocks
@@ -53,15 +53,15 @@ class Events:
         queue = self._blocks._queue
         session = session_of(self._blocks, asked[1])
         if session not in queue.pending_messages_per_session:
-            said = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
-            await JSONResponse(said, 404)(scope, receive, send)
+            answer = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
+            await JSONResponse(answer, 404)(scope, receive, send)
             return
         try:
             await self.app(scope, receive, send)
         finally:
             event = queue.event_ids_to_events.get(asked[1])
-            if event is not None:  # it is not over: whoever read it has gone
+            if event is not None:  # the event is not over, so its reader has disconnected
                 setattr(event, _LEFT, True)
-            # Gradio ends a stream when no event of its session is pending, and leaves one pending
-            # whose stream was closed: the session's next stream would never end.
+            # Gradio ends a stream when its session has no pending event, but it leaves an event
+            # pending whose stream was closed. Then the session's next stream would never end.
             queue.pending_event_ids_session.get(session, set()).discard(asked[1])

@@ -1,4 +1,4 @@
-"""The page's `gr.Blocks`, in which no function can end the server."""
+"""The page's `gr.Blocks`, whose functions cannot end the server."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ log = logging.getLogger(__name__)
 
 
 class GuardedBlocks(gr.Blocks):
-    """`gr.Blocks` whose functions' `SystemExit` and `KeyboardInterrupt` are errors.
+    """`gr.Blocks` that turns `SystemExit` and `KeyboardInterrupt` of functions into errors.
 
-    Gradio runs a function in a thread and awaits it in a task of the server's event loop, which
-    asyncio ends when a task raises one of these two: the process would live on and answer nothing.
+    Gradio runs a function in a thread and awaits it in a task of the server's event loop. asyncio
+    ends the loop when a task raises one of these two: the process would stay but answer nothing.
     """
 
     async def call_function(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        """As Gradio's; see the class."""
+        """Like Gradio's; see the class."""
         try:
-            made: dict[str, Any] = await super().call_function(*arguments, **named)
-            return made
+            result: dict[str, Any] = await super().call_function(*arguments, **named)
+            return result
         except (SystemExit, KeyboardInterrupt) as error:
             log.exception("a function of the page wanted to end the process")
             raise gr.Error(FAULT, print_exception=False) from error

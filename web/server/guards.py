@@ -1,4 +1,4 @@
-"""The layers that decide who may come in and how much each may ask for, in their order."""
+"""The layers that decide who may come in and how much each user may request, in their order."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sinkscope.web.server.streams import Streams
 
 @dataclass(frozen=True)
 class Guards:
-    """What stands between a request and the page.
+    """The layers between a request and the page.
 
     Attributes:
-        outer: before a body is read.
-        inner: after it was read and checked (`web.server.bodies`).
-        quota: of uploads.
+        outer: layers before the body is read.
+        inner: layers after it was read and checked (`web.server.bodies`).
+        quota: limit of uploads.
     """
 
     outer: tuple[Middleware, ...] = ()
@@ -35,9 +35,9 @@ def guards(settings: AppSettings, token: str | None, port: int, blocks: Any) -> 
     """The layers of one start.
 
     Args:
-        settings: of the app.
-        token: `access.token_for`.
-        port: where the server listens.
+        settings: settings of the app.
+        token: the result of `access.token_for`.
+        port: port of the server.
         blocks: Gradio's page, which knows who has logged in.
     """
     outer = [Middleware(Streams, most_of_address=settings.streams)]

@@ -1,8 +1,8 @@
-"""Files of runs, sent without Gradio's way to a file.
+"""Sends files of runs without using Gradio's route for files.
 
-That way takes several threads one after the other, each of which waits for the interpreter beside
-whatever computes. What `web.runs.inspector.cached` has written is known by its name, small, and
-read at once.
+Gradio's route uses several threads one after the other, and each of them waits for the interpreter
+while a job computes. Files that `web.runs.inspector.cached` has written are recognised by their
+names, are small, and are read at once.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PREFIX = f"{API_PREFIX}/file="
-# A hash of the content, and one of our own names (`cached`); nothing that a browser would run.
+# A hash of the content and one of our own names (`cached`); no type that a browser would execute.
 NAME = re.compile(r"([0-9a-f]{64})/([A-Za-z0-9][\w.-]*\.(?:bin|png|jpg))\Z")
-# No link out of the folder, and no waiting for a pipe; Windows has neither flag.
+# Do not follow links out of the folder and do not wait for pipes; Windows has neither flag.
 _CAREFULLY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-MOST_BYTES = 8_000_000  # read in one go by the loop that answers everybody
+MOST_BYTES = 8_000_000  # read in one step by the event loop, which serves everybody
 
 
 class KeptFiles:
-    """Answers `GET gradio_api/file=FOLDER/HASH/NAME`; everything else goes on to the app.
+    """Answers `GET gradio_api/file=FOLDER/HASH/NAME`; all other requests go on to the app.
 
-    Only where nobody logs in: Gradio looks at that on its own way.
+    Used only if nobody logs in: the login is checked on Gradio's route.
     """
 
     def __init__(self, app: ASGIApp, folder: Path) -> None:
@@ -48,7 +48,7 @@ class KeptFiles:
         hit = NAME.match(path[len(f"{PREFIX}{self._folder}/") :])
         data = None if hit is None else _read(self._folder / hit[1] / hit[2])
         if hit is None or data is None:
-            return None  # the app says what is wrong with it
+            return None  # the app reports what is wrong with the request
         tag = f'"{hit[1]}"'
         if headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"etag": tag})
@@ -65,7 +65,7 @@ class KeptFiles:
 
 
 def _read(path: Path) -> bytes | None:
-    """The bytes of a small plain file; None for anything else."""
+    """The bytes of a small regular file; None for anything else."""
     try:
         handle = os.open(path, os.O_RDONLY | _CAREFULLY)
     except OSError:

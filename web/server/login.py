@@ -1,7 +1,8 @@
-"""Users and passwords: who may log in, how often one may try, and what is seen without.
+"""Users and passwords: who may log in, how often one may try, and what is open without a login.
 
-Gradio shows the form, compares by `Users` and keeps who is logged in; it asks for a login at some
-of its routes. `LoginOnly` asks at all of them but those that the form needs.
+Gradio shows the form, compares passwords by calling `Users` and remembers who is logged in, but
+requires a login only at some of its routes. `LoginOnly` requires it at all others too, except those
+that the form needs.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ log = logging.getLogger(__name__)
 MOST_USERS = 10_000
 LOG_IN = "Log in first: this needs a user and password."
 LONGEST_USER_WAIT, LONGEST_ADDRESS_WAIT = 60.0, 900.0
-# What Gradio's form needs, and what says nothing of anybody.
+# Routes that Gradio's form needs and that reveal nothing about users.
 _OPEN = ("/", "/health", "/favicon.ico", "/robots.txt", "/manifest.json", "/theme.css", "/logout")
 _OPEN_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon")
 _OPEN_OF_GRADIO = ("startup-events", "theme.css", "app_id", "user", "login_check", "token")
 
 
 class Users:
-    """Names and passwords. Called with both, it says whether they fit, in constant time."""
+    """Names and passwords. Called with both, it returns whether they match, in constant time."""
 
     def __init__(self, passwords: Mapping[str, str]) -> None:
         self._passwords = {user: _bytes(word) for user, word in passwords.items()}
 
     def __call__(self, user: str, password: str) -> bool:
         given, fits = _bytes(password), False
-        for name, expected in self._passwords.items():  # all, whichever it is
+        for name, expected in self._passwords.items():  # always all: constant time
             same_word = hmac.compare_digest(given, expected)
             same_name = hmac.compare_digest(_bytes(user), _bytes(name))
             fits = fits or (same_name and same_word)
@@ -55,11 +56,11 @@ def _bytes(text: str) -> bytes:
 
 
 def users_of(settings: AppSettings) -> Users | None:
-    """The users of the settings; None where nobody logs in.
+    """The users of the settings; None if nobody logs in.
 
     Raises:
-        ValueError: the file cannot be read, or a line of it is no user:password; the text shows
-            none of it.
+        ValueError: the file cannot be read, or one of its lines is not user:password. The message
+            quotes nothing from the file.
     """
     if settings.auth is not None:
         user, _, password = settings.auth.partition(":")
@@ -93,11 +94,11 @@ def users_of(settings: AppSettings) -> Users | None:
 
 
 class LoginOnly:
-    """Answers 401 to whoever has not logged in, and notes in the scope who has.
+    """Answers 401 to requests without a login, and stores the user in the scope of the others.
 
     Args:
-        app: what comes after it.
-        logged_in: gives the user of a session's cookies (`session_user`).
+        app: the next layer.
+        logged_in: returns the user who belongs to the cookies (`session_user`).
     """
 
     def __init__(self, app: ASGIApp, logged_in: Callable[[Mapping[str, str]], str | None]) -> None:
@@ -105,7 +106,7 @@ class LoginOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # the page has none
+            await send({"type": "websocket.close", "code": 1008})  # the page uses no websocket
             return
         if scope["type"] == "http":
             cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
@@ -127,11 +128,11 @@ def _is_open(path: str) -> bool:
 
 
 def session_user(gradio: Any, cookies: Mapping[str, str]) -> str | None:
-    """Who is logged in: Gradio's own cookies, looked up in its own table.
+    """The user who is logged in: Gradio's cookies, looked up in Gradio's table.
 
     Args:
         gradio: Gradio's app (`Blocks.app`).
-        cookies: of a request.
+        cookies: cookies of a request.
     """
     for kind in ("access-token", "access-token-unsecure"):
         token = cookies.get(f"{kind}-{gradio.cookie_id}")
@@ -171,7 +172,7 @@ class LoginThrottle:
 
 
 async def _named(scope: Scope, message: Message) -> str:
-    """The user name of a login, as Gradio will read it; "" where there is none."""
+    """The user name of a login, as Gradio will read it; "" if there is none."""
     kind, _ = parse_options_header(Headers(scope=scope).get("content-type", ""))
     body: bytes = message.get("body", b"")
     if kind == b"application/x-www-form-urlencoded":
@@ -184,5 +185,5 @@ async def _named(scope: Scope, message: Message) -> str:
     try:
         async with Request(scope, once).form() as form:
             return str(form.get("username", "")).strip()
-    except Exception:  # Gradio will refuse the form; its try counts for the address
+    except Exception:  # Gradio will refuse the form; the try counts for the address
         return ""

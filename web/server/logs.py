@@ -1,8 +1,8 @@
-"""What the app writes about itself: one line a request with an id, and messages that carry it.
+"""The app's log: one line for each request, with an id, and messages that contain this id.
 
-Never written: bodies, prompts, answers, queries (which hold tokens), names of files, ids of runs
-and sessions. As JSON a failure has its type and the places in the source, without its text, which
-may quote what a user wrote.
+Never written: bodies, prompts, answers, queries (which contain tokens), names of files, and ids of
+runs and sessions. In the JSON format an exception is logged as its type and source locations,
+without its text, which may quote user input.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sinkscope.setting.serving import AppSettings
 from sinkscope.web.server import current_request as current
 from sinkscope.web.server.current_request import USER
 
-REQUEST = "sinkscope.request"  # in a request's scope: its id
+REQUEST = "sinkscope.request"  # key in a request's scope: the request's id
 access = logging.getLogger("sinkscope.access")
 _ID_AFTER = ("heartbeat/", "file=", "file/", "proxy=", "stream/")
 MOST_FRAMES = 12
 
 
 class RequestLog:
-    """Gives each request an id (`x-request-id` of the answer) and writes one line about it."""
+    """Gives each request an id (header `x-request-id` of the answer) and logs one line about it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,7 +40,7 @@ class RequestLog:
             return
         scope[REQUEST] = secrets.token_hex(8)
         current.enter(scope)
-        begun, status, sent, got = time.monotonic(), 0, 0, 0
+        start, status, sent, got = time.monotonic(), 0, 0, 0
 
         async def counted() -> Message:
             nonlocal got
@@ -70,7 +70,7 @@ class RequestLog:
                         "method": scope["method"],
                         "path": path_shown(scope["path"]),
                         "status": status,
-                        "ms": round(1000 * (time.monotonic() - begun), 1),
+                        "ms": round(1000 * (time.monotonic() - start), 1),
                         "received": got,
                         "sent": sent,
                         **({"user": scope[USER]} if scope.get(USER) else {}),
@@ -80,46 +80,46 @@ class RequestLog:
 
 
 def path_shown(path: str) -> str:
-    """A path without what names a file, a session or an event."""
+    """A path without the parts that name a file, a session or an event."""
     for mark in _ID_AFTER:
-        before, found, _ = path.partition(mark)
-        if found:
+        before, separator, _ = path.partition(mark)
+        if separator:
             return f"{before}{mark}..."
     if path.startswith("/gradio_api/call/"):
-        return "/".join(path.split("/")[:4])[:100]  # the endpoint; after it comes an event's id
+        return "/".join(path.split("/")[:4])[:100]  # the endpoint; the event's id follows it
     return path[:100].encode("ascii", "replace").decode()
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, request, and the message or what it is about."""
+    """One JSON object a line: time, level, logger, request id, and the message or the request."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
         }
         if request := current.scope_now().get(REQUEST):
-            said["request"] = request
+            fields["request"] = request
         about = getattr(record, "about", None)
-        said.update(about if isinstance(about, dict) else {"message": _message(record)})
+        fields.update(about if isinstance(about, dict) else {"message": _message(record)})
         if record.exc_info and record.exc_info[0] is not None:
             frames = traceback.extract_tb(record.exc_info[2])[-MOST_FRAMES:]
-            said["error"] = record.exc_info[0].__name__
-            said["at"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
-        return json.dumps(said, ensure_ascii=True)
+            fields["error"] = record.exc_info[0].__name__
+            fields["at"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
+        return json.dumps(fields, ensure_ascii=True)
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Of our own loggers the whole message; of libraries, which may quote anything, the first
-    line."""
+    """The whole message of our own loggers. Libraries may quote anything, so only the first line of
+    theirs."""
     text = record.getMessage()
     return text if record.name.startswith("sinkscope") else text.partition("\n")[0][:300]
 
 
 def start_logging(settings: AppSettings) -> None:
-    """Write to standard error as the settings say: warnings in words, or everything as JSON."""
+    """Log to standard error as the settings say: warnings as text, or everything as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     root = logging.getLogger()
     if settings.log == "json":

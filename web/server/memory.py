@@ -1,8 +1,8 @@
-"""Gives memory that is free back to the system, at moments when nobody waits for anything.
+"""Returns free memory to the system when nobody waits for a result.
 
-The C library keeps what a thread has freed for that thread's next need, in pieces between what is
-still used. A job has a thread of its own and frees hundreds of megabytes, so an app that was busy
-holds much more than it uses, and each hour a little more than before.
+The C library keeps memory that a thread has freed for later use by that thread, in pieces between
+used ones. A job has its own thread and frees hundreds of megabytes. So an app that was busy holds
+much more memory than it uses, and each hour a little more.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import cache
 import psutil
 
 LOOK_SECONDS = 5.0
-BUSY_SECONDS = 300.0  # an app that is never idle gives back this often nevertheless
-GROWN = 16_000_000  # bytes, less is not worth it
+BUSY_SECONDS = 300.0  # an app that is never idle still gives memory back this often
+GROWN = 16_000_000  # bytes; less is not worth the effort
 
 
 def resident() -> int:
@@ -28,26 +28,26 @@ def resident() -> int:
 
 @cache
 def _trim() -> Callable[[int], int] | None:
-    """glibc's `malloc_trim`; None where the C library is another one."""
+    """glibc's `malloc_trim`; None for another C library."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back() -> None:
-    """Give what is free back now; nothing where the C library cannot."""
+    """Give free memory back now; does nothing if the C library has no function for it."""
     if (trim := _trim()) is not None:
         trim(0)
 
 
-class Returning:
-    """Decides when.
+class MemoryReturner:
+    """Decides when to give memory back.
 
     Args:
         busy: whether a job waits or computes.
         held: bytes that the process holds.
-        give: gives back.
-        clock: in seconds.
+        give: gives memory back.
+        clock: time in seconds.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Returning:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._busy, self._held, self._give, self._clock = busy, held, give, clock
-        self._least = 0  # held after the last time, or since
+        self._least = 0  # the least that was held since memory was last given back
         self._last = clock()
 
     def look(self) -> bool:
-        """Give back where it is worth it and nobody waits; whether it did."""
+        """Give memory back if it is worth it and nobody waits. Returns whether it did."""
         held, now = self._held(), self._clock()
         self._least = min(self._least, held)
         if held < self._least + GROWN or (self._busy() and now - self._last < BUSY_SECONDS):
@@ -72,7 +72,7 @@ class Returning:
         return True
 
     async def watch(self) -> None:
-        """A task of the event loop, for as long as it runs; what takes time is done in a thread."""
+        """A task that runs as long as the event loop does; slow work is done in a thread."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             await asyncio.to_thread(self.look)

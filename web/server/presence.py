@@ -1,10 +1,11 @@
-"""Which sessions have somebody there: those with a stream open through which they are told things.
+"""Which sessions are connected: those with an open stream through which they receive messages.
 
-Gradio notices that a client is gone, and marks its events, but lets what they have begun compute to
-its end. So the jobs of a session (`jobs.runner`) look here. A page holds a stream of its own for as
-long as it is open (`/heartbeat/...`), a client of the API too, and both one of messages while an
-event of theirs is under way (`/queue/data`, `/call/...`). A page that loads again is another
-session; one that loses one stream for a moment has the other, and `GRACE_SECONDS`.
+Gradio notices that a client has disconnected and marks its events, but lets the functions that it
+has started run to their end. So the jobs of a session (`jobs.runner`) check for it here. A page
+holds a stream as long as it is open (`/heartbeat/...`), a client of the API too. Both hold another
+one while one of their events runs (`/queue/data`, `/call/...`). A page that is reloaded is a new
+session. A page that loses one stream for a moment still has the other, or reconnects within
+`GRACE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from urllib.parse import parse_qs
 from gradio import Blocks
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Between the end of a session's last stream, or a job's beginning without one, and the job's end.
+# Seconds from the end of a session's last stream (or from the start of a job without one) to the
+# end of the job.
 GRACE_SECONDS = 1.2
-_FORGET_SECONDS = 60.0  # after which it makes no difference when a session left
+_FORGET_SECONDS = 60.0  # after this time it does not matter when a session left
 
 _HEARTBEAT = re.compile(r"/heartbeat/([^/]+)/?\Z")
 CALL = re.compile(r"/call/(?:v2/)?[^/]+/([^/]+)/?\Z")
@@ -31,8 +33,8 @@ class Presence:
     """The open streams of each session. Safe to call from several threads.
 
     Args:
-        grace: seconds without a stream after which a session counts as gone.
-        clock: in seconds; that of `jobs.runner`.
+        grace: a session without a stream for this many seconds counts as gone.
+        clock: time in seconds; the same clock as that of `jobs.runner`.
     """
 
     def __init__(
@@ -44,13 +46,13 @@ class Presence:
         self._lock = threading.Lock()
 
     def enter(self, session: str) -> None:
-        """A stream of a session begins."""
+        """A stream of a session has begun."""
         with self._lock:
             self._open[session] += 1
             self._left.pop(session, None)
 
     def leave(self, session: str) -> None:
-        """A stream of a session is over."""
+        """A stream of a session has ended."""
         now = self._clock()
         with self._lock:
             self._open[session] -= 1
@@ -61,8 +63,8 @@ class Presence:
             self._left[session] = now
 
     def gone(self, session: str, since: float) -> bool:
-        """Whether nobody of a session is there, or was in the last moments; never before the grace
-        is over that begins with `since`, when the session's job did."""
+        """Whether a session has no open stream, and has had none for longer than `grace`, counted
+        from `since` (the start of its job) at the earliest."""
         with self._lock:
             if self._open[session] > 0:
                 return False
@@ -76,18 +78,18 @@ class Presence:
 
     @property
     def sessions(self) -> int:
-        """How many sessions have somebody there."""
+        """Number of sessions with an open stream."""
         with self._lock:
             return len(self._open)
 
 
 class Attendance:
-    """Tells `Presence` of each stream that Gradio has for a session.
+    """Reports each of Gradio's streams of a session to `Presence`.
 
     Args:
-        app: what is inside.
-        presence: is told.
-        session_of: the session of an event's id, for `/call/NAME/EVENT`.
+        app: the next layer.
+        presence: receives the reports.
+        session_of: returns the session of an event's id, for `/call/NAME/EVENT`.
     """
 
     def __init__(self, app: ASGIApp, presence: Presence, session_of: Callable[[str], str]) -> None:
@@ -100,7 +102,7 @@ class Attendance:
             return
         self._presence.enter(session)
         try:
-            # It returns when the client is gone: Starlette waits for that beside the stream.
+            # This returns when the client disconnects: Starlette waits for that beside the stream.
             await self.app(scope, receive, send)
         finally:
             self._presence.leave(session)
@@ -120,8 +122,8 @@ class Attendance:
 
 
 def session_of(blocks: Blocks, event: str) -> str:
-    """The session of an event of Gradio's queue, which is the event itself where a caller of
-    `/call` named none."""
+    """The session of an event of Gradio's queue. If a caller of `/call` named none, it is the
+    event's own id."""
     queue = blocks._queue
     known = queue.event_ids_to_events.get(event)
     if known is not None:

@@ -1,7 +1,7 @@
 """How much one user may upload in an hour: bytes and files.
 
-A session's id is the client's own choice, so the account is the user's where users log in, and else
-the address's. Behind a tunnel or proxy everybody is one address.
+A client chooses its session's id itself, so uploads are counted by user where users log in, and
+otherwise by address. All clients behind a tunnel or proxy share one address.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from sinkscope.web.server.current_request import USER
 from sinkscope.web.server.throttle import of_address
 
 HOUR = 3600.0
-SLICE = 60.0  # seconds whose uploads are counted as one
+SLICE = 60.0  # seconds; uploads within one slice are counted together
 MOST_ACCOUNTS = 10_000
 
 
 @dataclass
 class Account:
-    """What was uploaded in the last hour, in slices of a minute: [begin, bytes, files]."""
+    """Uploads of the last hour, in slices of a minute: [begin, bytes, files]."""
 
     quota: UploadQuota
     slices: deque[list[float]] = field(default_factory=deque)
 
     def refusal(self, more_bytes: int = 0, more_files: int = 0) -> str:
-        """Why so much more cannot be taken; "" if it can."""
+        """Why this much more cannot be accepted; "" if it can."""
         self._forget()
         sent = sum(s[1] for s in self.slices) + more_bytes
         files = sum(s[2] for s in self.slices) + more_files
@@ -44,7 +44,7 @@ class Account:
         return f"The uploads of this hour exceed the maximum allowed size: {most}. Try again later."
 
     def add(self, more_bytes: int = 0, more_files: int = 0) -> str:
-        """Count it, whether or not it is taken: it has come. Gives the refusal, or ""."""
+        """Count an upload that has arrived, accepted or not. Returns the refusal, or ""."""
         refusal = self.refusal(more_bytes, more_files)
         now = self.quota.clock()
         if not self.slices or now - self.slices[-1][0] >= SLICE:
@@ -63,7 +63,7 @@ class UploadQuota:
 
     Args:
         settings: `upload_megabytes` and `upload_files`.
-        clock: in seconds; tests have their own.
+        clock: time in seconds; tests pass their own.
     """
 
     def __init__(self, settings: AppSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +73,7 @@ class UploadQuota:
         self._accounts: LRUCache[str, Account] = LRUCache(MOST_ACCOUNTS)
 
     def account(self, scope: Scope) -> Account:
-        """The account that an upload counts for."""
+        """The account to which the uploads of a request are counted."""
         user = scope.get(USER)
         name = f"user {user}" if user else f"address {of_address(scope)}"
         return self._accounts.setdefault(name, Account(self))

@@ -1,6 +1,6 @@
-"""A demo that is only looked at: stored runs and the example, and nothing that changes anything.
+"""A demo for looking only: stored runs and the example, without any function that changes anything.
 
-What may be called is a list; every other function of the page and the API answers one sentence.
+Allowed functions are listed; every other function of the page and the API answers one sentence.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sinkscope.web.server.bodies import UPLOAD
 
 READ_ONLY = (
-    "This is a read-only demo: the example and stored runs can be looked at, but nothing is "
+    "This is a read-only demo: the example and stored runs can be viewed, but nothing is "
     "generated, loaded, uploaded or deleted."
 )
-# By the name of the function behind an event, or of the endpoint.
+# Names of the functions behind events, or of endpoints.
 LOOKING = frozenset(
     {
-        # the page as it opens, and what its controls say about themselves
+        # the page when it opens, and help texts of its controls
         "model_state", "limits", "decoding", "sink_dims", "refill", "changed", "ahead", "choose",
         "picking", "open_question", "<lambda>",
-        # maps and files of a run that is there
+        # maps and files of a stored run
         "map", "export", "export_view", "stop", "stop_export", "find_heads",
     }
 )  # fmt: skip
 
 
 def only_looking(page: gr.Blocks) -> None:
-    """Make every function of the page that is not in `LOOKING` refuse, and its buttons grey."""
+    """Make every function of the page that is not in `LOOKING` refuse, and disable its buttons."""
     for function in page.fns.values():
-        if function.fn is None or function.fn.__name__ in LOOKING:  # None: of the browser alone
+        if function.fn is None or function.fn.__name__ in LOOKING:  # None: runs only in the browser
             continue
         function.fn = _refusing(function.fn)
         for target, _ in function.targets:

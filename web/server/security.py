@@ -1,7 +1,7 @@
-"""What stands between the page and other sites, other machines and hostile requests.
+"""Protection against other sites, other machines and hostile requests.
 
-Gradio serves files by their path, fetches addresses that a caller names, and answers any origin on
-a loopback name. A local tool with a person's photos in it should do none of that.
+Gradio serves files by their path, fetches addresses that a caller names, and answers requests of
+any origin on a loopback name. A local tool that holds personal photos must not do that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sinkscope.web.server.guards import Guards
 from sinkscope.web.server.logs import RequestLog
 from sinkscope.web.server.uploads import MOST_FILES
 
-# Gradio's own page starts inline scripts and compiles templates, so scripts need both 'unsafe'
-# words; what they may load, send and embed is this server alone.
+# Gradio's page runs inline scripts and compiles templates, so scripts need both 'unsafe' words.
+# They may load, send to and embed only this server.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -49,25 +49,25 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-# A scheme has two letters or more: C:/ is a path.
+# A scheme has at least two letters: C:/ is a path.
 _FETCHING = re.compile(r"/proxy=|/file[=/]\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def middleware(settings: Settings, guards: Guards | None = None) -> list[Middleware]:
-    """For `launch(app_kwargs={"middleware": ...})`, outermost first.
+    """The middleware for `launch(app_kwargs={"middleware": ...})`, outermost first.
 
     Args:
-        settings: of this start.
-        guards: who may come in, and for how much.
+        settings: settings of this start.
+        guards: layers for access and limits.
     """
     guards = guards or Guards()
-    # On loopback the names are known, and any other is a rebound DNS name. A server for other
-    # machines cannot know its names; there the password protects it, and the Origin check below.
+    # On loopback the host names are known, and any other name is DNS rebinding. A server for other
+    # machines cannot know its names; there the password and the Origin check below protect it.
     hosts = [*LOOPBACK, "[::1]"] if settings.app.host in LOOPBACK else ["*"]
     upload_bytes = MOST_FILES * settings.images.max_bytes
     return [
         Middleware(RequestLog),
-        Middleware(SecurityHeaders),  # outside of all that refuses: refusals have them too
+        Middleware(SecurityHeaders),  # outside the layers that refuse: for refusals too
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
         Middleware(SameOriginOnly),
         *guards.outer,
@@ -78,7 +78,7 @@ def middleware(settings: Settings, guards: Guards | None = None) -> list[Middlew
 
 
 class SameOriginOnly:
-    """Refuses a request that another site's page makes."""
+    """Refuses requests made by pages of other sites."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -88,7 +88,7 @@ class SameOriginOnly:
             headers = Headers(scope=scope)
             origin = headers.get("origin")
             foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-            # A link from another site may open the page, but nothing may be loaded or sent by it.
+            # A link on another site may open the page, but may not load parts of it or send to it.
             embedded = headers.get("sec-fetch-site") == "cross-site" and (
                 headers.get("sec-fetch-mode") != "navigate" or scope.get("method") != "GET"
             )
@@ -100,7 +100,7 @@ class SameOriginOnly:
 
 
 class NothingFromElsewhere:
-    """Refuses the paths by which Gradio would fetch an address; bodies are checked by `bodies`."""
+    """Refuses paths through which Gradio would fetch an address; `bodies` checks the bodies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

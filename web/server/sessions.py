@@ -1,8 +1,8 @@
-"""Sessions of Gradio without a copy of the page each, and a queue with less to do.
+"""Gradio sessions without a copy of the page for each, and a queue that does less work.
 
-Gradio describes every component anew for each session, which takes 50 milliseconds of its event
-loop, so everybody waits, and memory that it never gives back. Nothing reads most of it: a session
-is described where a deep link is made.
+For each session Gradio describes every component again. That blocks its event loop for 50
+milliseconds, so all users wait, and takes memory that is never freed. Most of the description is
+never read: here a session is described only when a deep link is made.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import gradio as gr
 from gradio.state_holder import SessionState, StateHolder
 
 QUEUE_SECONDS = 0.01
-PROGRESS_SECONDS = 0.2  # of gr.Progress, which nothing here uses
-MOST_SESSIONS = 2000  # beyond them the least recently used one begins anew
-UNREAD_SECONDS = 600.0  # that a message of an event waits for a session that nobody is in
+PROGRESS_SECONDS = 0.2  # update interval of gr.Progress, which is not used here
+MOST_SESSIONS = 2000  # if there are more, the least recently used one is reset
+UNREAD_SECONDS = 600.0  # messages for a session without a stream are kept this long
 SWEEP_SECONDS = 60.0
 
 
 class _Undescribed:
-    """The blocks, as if there were none to describe."""
+    """Stands in for the blocks and has no components to describe."""
 
     def __init__(self, blocks: gr.Blocks) -> None:
         self._of = blocks
@@ -36,28 +36,28 @@ class _Undescribed:
 
 
 class LightSession(SessionState):
-    """A session that holds only what is different in it, and describes components when asked.
+    """A session that stores only what differs in it, and describes components on request.
 
-    Gradio's own holds a copy of the page's tables and a description of each component that an event
-    has read or written, with its value: 50 kB and more, and as much as a request may send.
+    Gradio's session holds a copy of the page's tables and a description of each component that an
+    event has read or written, with its value: at least 50 kB, and as much as a request may send.
     """
 
     def __init__(self, blocks: gr.Blocks) -> None:
         super().__init__(_Undescribed(blocks))  # type: ignore[arg-type]
         self._page = blocks
-        shared, own = blocks.default_config, self.blocks_config
-        own.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
-        own.fns = ChainMap({}, shared.fns)  # type: ignore[assignment]
+        shared, session_config = blocks.default_config, self.blocks_config
+        session_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
+        session_config.fns = ChainMap({}, shared.fns)  # type: ignore[assignment]
 
     def __setitem__(self, key: int, value: Any) -> None:
         super().__setitem__(key, value)
         self.config_values.clear()
 
     def _update_config(self, key: int) -> None:
-        """Nothing: `components` describes it."""
+        """Do nothing: `components` describes it on request."""
 
     def _update_value_in_config(self, key: int, value: Any) -> None:
-        """Nothing: values are kept for deep links alone, and nothing here makes one."""
+        """Do nothing: Gradio keeps values only for deep links, which are not made here."""
 
     @property
     def components(self) -> Iterator[dict[str, Any]]:
@@ -75,12 +75,12 @@ class LightSessions(StateHolder):
         return super().__getitem__(session_id)
 
 
-def lighten(blocks: gr.Blocks) -> None:
-    """Give a page that has just been opened such sessions, and a queue that does less for nobody.
+def use_light_sessions(blocks: gr.Blocks) -> None:
+    """Give a page that has just been opened light sessions and a queue with less idle work.
 
-    Gradio's queue looks a thousand times a second whether anything waits, and after each event it
-    makes a table of the last 10,000 ones for a monitor, which is switched off here: both want the
-    interpreter, from whatever computes, and the second more with each event.
+    Gradio's queue checks a thousand times a second whether an event waits. After each event it
+    builds a table of the last 10,000 events for a monitor that is switched off here. Both take
+    interpreter time from computing jobs, and the table takes more with each event.
     """
     sessions = LightSessions()  # type: ignore[no-untyped-call]
     sessions.set_blocks(blocks)
@@ -89,16 +89,17 @@ def lighten(blocks: gr.Blocks) -> None:
     queue.sleep_when_free = QUEUE_SECONDS
     queue.progress_update_sleep_when_free = PROGRESS_SECONDS
     queue.ANALYTICS_MAX_EVENTS = 1
-    queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # the name is Gradio's
+    queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # spelled as in Gradio
 
 
-def forget_left(blocks: gr.Blocks, there: Callable[[str], bool]) -> int:
-    """Let go of the messages that Gradio's queue keeps for sessions that everybody has left, and of
-    its list of these sessions, which it never shortens; of how many. Call it in the event loop.
+def forget_closed_sessions(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> int:
+    """Drop the messages that Gradio's queue keeps for sessions without a stream, and the entries
+    of these sessions in a list that Gradio never shortens. Returns how many sessions were dropped.
+    Call it in the event loop.
 
     Args:
         blocks: the page.
-        there: whether somebody is in a session.
+        is_present: whether a session has an open stream.
     """
     queue, used = blocks._queue, blocks.app.state_holder.time_last_used
     since = datetime.now() - timedelta(seconds=UNREAD_SECONDS)
@@ -107,7 +108,7 @@ def forget_left(blocks: gr.Blocks, there: Callable[[str], bool]) -> int:
     left = [
         session
         for session in known - busy
-        if not there(session) and used.get(session, datetime.min) < since
+        if not is_present(session) and used.get(session, datetime.min) < since
     ]
     for session in left:
         queue.pending_event_ids_session.pop(session, None)
@@ -115,8 +116,8 @@ def forget_left(blocks: gr.Blocks, there: Callable[[str], bool]) -> int:
     return len(left)
 
 
-async def sweep(blocks: gr.Blocks, there: Callable[[str], bool]) -> None:
-    """A task of the event loop: `forget_left` for as long as it runs."""
+async def sweep_sessions(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> None:
+    """A task that calls `forget_closed_sessions` as long as the event loop runs."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        forget_left(blocks, there)
+        forget_closed_sessions(blocks, is_present)

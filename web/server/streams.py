@@ -1,6 +1,6 @@
 """How many streams (heartbeats, events) one session and one address may hold open.
 
-A heartbeat is a connection that stays, so without a bound one client could open any number.
+A heartbeat is a connection that stays open, so without a limit one client could open any number.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sinkscope.web.server.throttle import of_address
 
-OF_SESSION = 4  # a tab has one of a kind; one that was reloaded still has its old one for a moment
+OF_SESSION = 4  # a tab has one of each kind; after a reload its old one stays open for a moment
 _HEARTBEAT = "/gradio_api/heartbeat/"
 _EVENTS = ("/gradio_api/queue/data", "/gradio_api/upload_progress")
 
 
 class Streams:
-    """Refuses a stream that is one too many with 429.
+    """Refuses a stream over the limit with 429.
 
     Args:
-        app: what comes after it.
-        of_address: how many of both kinds one address may have open.
+        app: the next layer.
+        of_address: how many streams of both kinds one address may have open.
     """
 
     def __init__(self, app: ASGIApp, most_of_address: int) -> None:
         self.app, self._most = app, most_of_address
-        self._open: Counter[str] = Counter()  # only what is open: it cannot grow beyond that
+        self._open: Counter[str] = Counter()  # contains only open streams, so it stays small
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         session = _session(scope) if scope["type"] == "http" else None
@@ -38,8 +38,8 @@ class Streams:
         limits = {f"address {of_address(scope)}": self._most, session: OF_SESSION}
         if any(self._open[name] >= most for name, most in limits.items()):
             words = (
-                f"Too many open streams; allowed: {OF_SESSION} of a kind a session and "
-                f"{self._most} an address."
+                f"Too many open streams; allowed: {OF_SESSION} of a kind per session and "
+                f"{self._most} per address."
             )
             await PlainTextResponse(words, 429)(scope, receive, send)
             return

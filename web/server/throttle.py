@@ -1,4 +1,4 @@
-"""Wrong tries at a password or token: each one more makes the next wait longer."""
+"""Wrong tries at a password or token: each one makes the wait before the next try longer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ MOST_KEYS = 10_000
 
 @dataclass(frozen=True)
 class Key:
-    """Whose tries are counted together.
+    """A group of tries that are counted together.
 
     Attributes:
-        name: such as an address or a user's name.
-        longest: the longest wait in seconds. A user's is short, for anybody can try their name.
-        forgets: a right try makes the wrong ones before it forgotten. Not those of an address,
-            behind which somebody else may be.
+        name: for example an address or a user's name.
+        longest: the longest wait in seconds. It is short for a user's name, because anybody can try
+            that name.
+        forgets: whether a right try clears the wrong ones before it. Not for an address, which
+            several people may share.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Key:
 
 
 def of_address(scope: Scope) -> str:
-    """Whose request it is: an IPv4 address, the /64 network of an IPv6 one, "" if unknown."""
+    """The source of a request: an IPv4 address, the /64 network of an IPv6 one, "" if unknown."""
     host = (scope.get("client") or ("", 0))[0]
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -46,24 +47,25 @@ def of_address(scope: Scope) -> str:
 
 
 class Throttle:
-    """Safe within one event loop. Holds `MOST_KEYS` keys at most; the longest unused go first.
+    """Counts tries. Safe within one event loop. Holds at most `MOST_KEYS` keys and drops the least
+    recently used.
 
-    A try counts as wrong when it begins and is taken back when it was right, so that many at once
-    are counted too.
+    A try counts as wrong when it begins, and is taken back if it was right, so that many
+    simultaneous tries are counted too.
 
     Args:
-        clock: in seconds; tests have their own.
+        clock: time in seconds; tests pass their own.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # By key: how many, and when it may try again.
+        # For each key: the number of wrong tries, and when the next try is allowed.
         self._tries: TLRUCache[bytes, tuple[int, float]] = TLRUCache(
             MOST_KEYS, lambda key, value, now: value[1] + FORGOTTEN_AFTER, clock
         )
 
     def begin(self, keys: Sequence[Key]) -> float:
-        """Count a try. Gives 0, or for how many seconds it is refused; then it is not counted."""
+        """Count a try and return 0; or return how many seconds it is refused for, uncounted."""
         now = self._clock()
         wait = max(self._of(key)[1] - now for key in keys)
         if wait > 0:
@@ -76,7 +78,7 @@ class Throttle:
         return 0.0
 
     def right(self, keys: Sequence[Key]) -> None:
-        """The try that `begin` counted was right: it is taken back."""
+        """Take back a try counted by `begin`, because it was right."""
         for key in keys:
             tries, _ = self._of(key)
             if key.forgets or tries <= 1:
@@ -89,7 +91,7 @@ class Throttle:
 
 
 def _digest(key: Key) -> bytes:
-    """A name may be long."""
+    """A hash of the key, because names may be long."""
     return hashlib.blake2b(key.name.encode("utf-8", "replace"), digest_size=16).digest()
 
 

@@ -1,9 +1,9 @@
-"""Files from outside: what was uploaded to this app, and no other file of the machine.
+"""Files from users: only files uploaded to this app, no other file of the machine.
 
-Gradio takes a path for a file wherever a component takes one. It compares such paths with its
-upload folder only where the request marks the file as its own kind, and `gr.Image` does not demand
-that mark. So the components that take a file demand it here, `web.server.bodies` looks at every
-file that a request names, and a path is compared once more where it is opened.
+Gradio accepts a path wherever a component takes a file. It compares such paths with its upload
+folder only if the request marks the file as Gradio's own kind, and `gr.Image` does not require that
+mark. So the components here that take a file require it, `web.server.bodies` checks every file that
+a request names, and a path is checked again where it is opened.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pydantic import BaseModel, ValidationError
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import ImageError, image_size
 
-# One text for every file that is no upload: it must not say whether there is such a file.
+# The same text for every file that is not an upload: it must not reveal whether the file exists.
 NO_UPLOAD = (
-    "This file was not uploaded here, or it is gone: uploads are kept for a day. Upload it again "
-    "(with gradio_client: handle_file)."
+    "This file was not uploaded here, or no longer exists: uploads are kept for a day. Upload it "
+    "again (with gradio_client: handle_file)."
 )
 MARK = {"_type": "gradio.FileData"}
 LONGEST_PATH = 4096
@@ -34,26 +34,26 @@ MOST_FILES = 300  # pictures that one press of Run may name
 
 
 class UploadError(ImageError):
-    """A file that is no upload. The text is always `NO_UPLOAD`."""
+    """A file that is not an upload. The text is always `NO_UPLOAD`."""
 
     def __init__(self) -> None:
         super().__init__(NO_UPLOAD)
 
 
 def upload_path(given: object) -> Path:
-    """The path of an upload, resolved. Whether there is such a file is not looked at.
+    """The path of an upload, resolved. Does not check whether the file exists.
 
     Args:
-        given: what was sent as the path of a file: anything.
+        given: what was sent as the path of a file; may be anything.
 
     Raises:
-        UploadError: it does not lie in the folder of uploads.
+        UploadError: it is not in the folder of uploads.
     """
     folder = get_upload_folder()
     if not isinstance(given, str) or len(given) > LONGEST_PATH or "\0" in given:
         raise UploadError
     path, real = Path(given), os.path.realpath(folder)
-    # Asked before links are followed: `/some/name/../..` would tell whether the name is a link.
+    # Checked before links are followed: `/some/name/../..` would reveal whether the name is a link.
     roots = folder, os.path.abspath(folder), real  # noqa: PTH100 - resolve() follows links
     if ".." in path.parts or not any(path.is_relative_to(root) for root in roots):
         raise UploadError
@@ -67,7 +67,7 @@ def check_upload(item: object) -> None:
     """Check a file as requests describe one: `{"path": ..., "meta": {"_type": "gradio.FileData"}}`.
 
     Raises:
-        UploadError: it is described otherwise, or is no upload.
+        UploadError: it is described otherwise, or is not an upload.
     """
     if not isinstance(item, Mapping) or item.get("meta") != MARK:
         raise UploadError
@@ -75,14 +75,14 @@ def check_upload(item: object) -> None:
 
 
 def existing_upload(given: object) -> Path:
-    """The file of an upload, of which nothing is read.
+    """The file of an upload; its content is not read.
 
     Raises:
-        UploadError: it is no upload, or is gone.
+        UploadError: it is not an upload, or no longer exists.
     """
     path = upload_path(given)
     try:
-        regular = path.is_file()  # opening a pipe would wait for ever
+        regular = path.is_file()  # because opening a pipe would block for ever
     except OSError as error:
         raise UploadError from error
     if not regular:
@@ -91,11 +91,11 @@ def existing_upload(given: object) -> Path:
 
 
 def upload_size(given: object, limits: ImageLimits) -> tuple[int, int]:
-    """Width and height that an uploaded image would be opened with; nothing is decoded.
+    """Width and height that an uploaded image would have when opened; the pixels are not decoded.
 
     Raises:
-        UploadError: it is no upload, or is gone.
-        ImageError: its header tells of no image that can be used; the text says why.
+        UploadError: it is not an upload, or no longer exists.
+        ImageError: its header describes an image that cannot be used; the text says why.
     """
     path = existing_upload(given)
     try:
@@ -113,7 +113,7 @@ class Plain(ComponentMeta):
 
 
 class _OfRequest(BaseModel):
-    """What Gradio reads a request's file with; demands the mark, in words that reach the caller."""
+    """Gradio's class for a file in a request. Requires the mark, with an error that callers see."""
 
     @classmethod
     def model_validate(cls, obj: Any, *, context: Any = None, **options: Any) -> Any:
@@ -124,7 +124,7 @@ class _OfRequest(BaseModel):
                 check_upload(item)
             return super().model_validate(obj, context=context, **options)
         except (UploadError, ValidationError) as error:
-            # Any other error than this one reaches the caller without its text.
+            # Gradio passes only this type of error on to the caller with its text.
             raise gr.Error(NO_UPLOAD, title="Not possible", print_exception=False) from error
 
 
@@ -136,14 +136,14 @@ class _Files(_OfRequest, ListFiles):
     pass
 
 
-# Classes, not attributes put onto a component: Gradio makes a component anew for a session that an
-# event has changed it for, and such attributes would be lost.
+# These are classes, because Gradio recreates a component for a session in which an event has
+# changed it, and attributes set on the component would be lost.
 
 
 class UploadedImage(gr.Image, metaclass=Plain):
-    """`gr.Image` that hands on the path of an upload.
+    """`gr.Image` that passes on the path of an upload.
 
-    Gradio would decode the file, with its own messages and none of our limits.
+    Gradio would decode the file, with its own messages and without our limits.
     """
 
     is_template = True
@@ -154,13 +154,13 @@ class UploadedImage(gr.Image, metaclass=Plain):
 
 
 class UploadedFiles(gr.File, metaclass=Plain):
-    """`gr.File` of several files that hands on name and path of each, as Gradio describes them.
+    """`gr.File` for several files that passes on name and path of each, as Gradio describes them.
 
-    Gradio would forget the names. Make it with `file_count="multiple"`.
+    Gradio would drop the names. Use it with `file_count="multiple"`.
     """
 
     is_template = True
-    # The base class sets one of its own for each object.
+    # The base class sets its own value on each object.
     data_model = property(lambda self: _Files, lambda self, value: None)
 
     def preprocess(  # type: ignore[override]  # what the events are given
@@ -174,7 +174,7 @@ class _File(_OfRequest, FileData):
 
 
 class UploadedFile(gr.UploadButton, metaclass=Plain):
-    """`gr.UploadButton` of one file that hands on its name and path, as Gradio describes it."""
+    """`gr.UploadButton` for one file that passes on its name and path, as Gradio describes it."""
 
     is_template = True
     data_model = property(lambda self: _File, lambda self, value: None)

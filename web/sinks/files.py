@@ -1,7 +1,7 @@
-"""An upload with a file of questions in it: its rows are asked about the pictures beside it.
+"""Uploads that contain a file of questions: its rows are asked about the uploaded pictures.
 
-A row names its pictures by the names that the uploaded files had at home, or holds them itself in
-base64. No path of the machine is ever followed for it.
+A row names its pictures by the original names of the uploaded files, or contains them in base64.
+No path on the server is ever followed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.records.drawing import StoppedReading
-from sinkscope.records.pictures import Uploaded
+from sinkscope.records.pictures import UploadedPictures
+from sinkscope.records.sampling import StoppedReading
 from sinkscope.records.sources import file_kind, file_source
 from sinkscope.sinks.samples import PROMPT, Opened, Sample, SampleSet, read_samples
 from sinkscope.utils import sha256
@@ -23,12 +23,12 @@ from sinkscope.web.server.uploads import upload_path
 if TYPE_CHECKING:
     from sinkscope.web.sinks.request import Picture
 
-# A small Parquet file can hold what fills the memory once it is unpacked; text cannot.
+# A small Parquet file can fill the memory when it is unpacked; text cannot.
 ALLOWED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
 def question_file(pictures: Iterable[Picture]) -> Picture | None:
-    """The uploaded file with questions, or None where all are pictures.
+    """The uploaded file with questions, or None if all files are pictures.
 
     Raises:
         ValueError: there are two, or it is of a kind that is not read from uploads.
@@ -65,14 +65,14 @@ def samples_of_file(
         file: the file, one of `pictures`.
         pictures: all uploaded files.
         most: how many samples to take.
-        prompt: asked where a row has no question. The form's own default counts as none given, for
-            then a row whose question nobody can find must not be asked another one.
-        seed: which are taken.
-        limits: of images.
+        prompt: asked if a row has no question. The form's default text counts as no prompt, so
+            that a row whose question is not found is not silently asked the default question.
+        seed: selects the samples.
+        limits: limits of images.
         opened, on_progress, stop: as in `sinks.samples.read_samples`.
 
     Raises:
-        ValueError: the file cannot be read, is no upload, or no row of it can be asked.
+        ValueError: the file cannot be read, is not an upload, or none of its rows can be asked.
         Stopped: `stop` was set.
     """
     named: dict[str, Path | None] = {}
@@ -80,7 +80,7 @@ def samples_of_file(
         if picture is not file:
             path = upload_path(str(picture.path))
             named[_short(picture)] = None if _short(picture) in named else path
-    source = file_source(upload_path(str(file.path)), Uploaded(named), _short(file))
+    source = file_source(upload_path(str(file.path)), UploadedPictures(named), _short(file))
     try:
         return read_samples(
             source,
@@ -97,7 +97,7 @@ def samples_of_file(
 
 
 def by_picture(samples: Iterable[Sample], seed: int) -> list[list[Sample]]:
-    """Samples in groups that share no picture, in an order made by the seed."""
+    """Samples in groups that share no picture, in an order determined by the seed."""
     groups: list[list[Sample]] = []
     seen: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: sha256(f"{seed}\0{s.fingerprint()}".encode())):

@@ -1,9 +1,10 @@
-"""What of a result of the Sinks tab goes to the browser: one file, packed as those of runs are.
+"""The part of a Sinks result that the browser receives: one file, packed like those of runs.
 
-Its header holds every sentence and table cell as text, which the browser shows as it is; its arrays
-hold the score phi of every vision token of every sample in every layer (`phi`, uint16 parts of
-`phi_top`) and how much it stands out by attention (`ratio`, likewise), so that moving tau needs no
-request. Tokens of all samples stand one behind the other; a sample's begin at its `start`.
+Its header contains every sentence and table cell as text, which the browser shows unchanged. Its
+arrays contain, for every vision token of every sample in every layer, the score phi (`phi`, uint16
+codes of [0, `phi_top`]) and the attention received in multiples of the image's median (`ratio`,
+likewise), so that moving tau needs no request. The tokens of all samples are concatenated; those of
+a sample begin at its `start`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import index_ranges, number_of
 from sinkscope.web.runs.payload import pack
 
-MOST_CELLS = 4_000_000  # (layer, token) pairs that travel; samples beyond have no picture
+MOST_CELLS = 4_000_000  # (layer, token) pairs sent; samples beyond have no picture
 MOST_CANDIDATES = 12
-NAMED = 3  # skipped samples that `SampleSet.notes` names itself
-MOST_SKIPPED = 300  # that are named at all
+NAMED = 3  # skipped samples that `SampleSet.notes` already names
+MOST_SKIPPED = 300  # skipped samples named at most
 LONGEST_QUOTED = 300  # characters of a question or an answer
 KINDS = {
     "sink": "kept",
@@ -45,7 +46,7 @@ SETS = {
 
 
 def measured_in(folder: Path) -> Iterator[SampleStats]:
-    """The statistics that lie in a run's own work folder; damaged files are left out."""
+    """The statistics in a run's work folder; damaged files are left out."""
     for path in sorted(folder.glob("**/*.st")):
         try:
             with safe_open(path, "pt") as file:
@@ -57,11 +58,11 @@ def measured_in(folder: Path) -> Iterator[SampleStats]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What travels of one sample: of its statistics, which are megabytes, the little that is drawn.
+    """The part of a sample's statistics that is sent: its full statistics are megabytes.
 
     Attributes:
-        id: the sample's.
-        rows, columns: of the vision tokens of its (first) image.
+        id: the sample's id.
+        rows, columns: grid of the vision tokens of its (first) image.
         phi, ratio: float32 (L, V): score under the found dimensions, and the attention received in
             multiples of the image's median.
     """
@@ -74,18 +75,18 @@ class Scores:
 
 
 def scores_in(folder: Path, findings: Findings) -> list[Scores]:
-    """The samples of a result, by id, as far as `MOST_CELLS`; none where no dimension was found."""
+    """The samples of a result by id, up to `MOST_CELLS`; empty if no dimension was found."""
     used = {(sample.id, sample.fingerprint) for sample in findings.samples}
-    made: list[Scores] = []
+    result: list[Scores] = []
     cells = 0
     for one in measured_in(folder) if findings.dims else ():
         cells += one.rms.numel()
         if (one.id, one.fingerprint) in used and cells <= MOST_CELLS:
             if sum(rows * columns for rows, columns in one.grids) != one.rms.shape[1]:
-                continue  # an image of several views: its tokens are no one grid
+                continue  # an image of several views: its tokens do not form one grid
             phi, ratio = one.phi(findings.dims).numpy(), one.ratio.numpy()
-            made.append(Scores(one.id, *one.grids[0], phi, np.nan_to_num(ratio, posinf=0.0)))
-    return sorted(made, key=lambda scores: scores.id)
+            result.append(Scores(one.id, *one.grids[0], phi, np.nan_to_num(ratio, posinf=0.0)))
+    return sorted(result, key=lambda scores: scores.id)
 
 
 def build_sinks_payload(
@@ -98,9 +99,9 @@ def build_sinks_payload(
     """The result as the tab loads it.
 
     Args:
-        findings: what was found.
-        validation: on other samples, or None.
-        why: in words, why there is none.
+        findings: the result of finding.
+        validation: the validation on other samples, or None.
+        why: why there is no validation, in words.
         shown: samples that finding used.
         images: sample id -> address of its picture.
     """
@@ -132,10 +133,10 @@ def build_sinks_payload(
 def _places(
     shown: Sequence[Scores], images: Mapping[str, str], findings: Findings
 ) -> list[dict[str, Any]]:
-    asked = {sample.id: _asked(sample) for sample in findings.samples}
-    made, start = [], 0
+    asked = {sample.id: _question_line(sample) for sample in findings.samples}
+    places, start = [], 0
     for one in shown:
-        made.append(
+        places.append(
             {
                 "id": one.id,
                 "start": start,
@@ -146,11 +147,11 @@ def _places(
             }
         )
         start += one.phi.shape[1]
-    return made
+    return places
 
 
-def _asked(sample: UsedSample) -> str:
-    """What was asked about a picture, and where that stands, as one line."""
+def _question_line(sample: UsedSample) -> str:
+    """The question asked about a picture, and where it came from, in one line."""
     if not sample.question:
         return ""
     answer = "" if sample.answer is None else f" Answer: {_short(sample.answer)}"
@@ -187,31 +188,31 @@ def _candidates(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _row(found: Candidate, findings: Findings) -> list[str]:
+def _row(candidate: Candidate, findings: Findings) -> list[str]:
     return [
-        str(found.dim),
-        _why_not(found, findings) if found.kind == "none" else KINDS[found.kind],
-        f"{found.sink:.1f} {_between(found.sink_interval)}",
-        f"{found.ordinary:.2f}",
-        f"{found.contrast:.1f} × {_between(found.contrast_interval)}",
-        f"{found.consistency:.0%}",
-        index_ranges(found.layers, "–") or "none",
+        str(candidate.dim),
+        _why_not(candidate, findings) if candidate.kind == "none" else KINDS[candidate.kind],
+        f"{candidate.sink:.1f} {_between(candidate.sink_interval)}",
+        f"{candidate.ordinary:.2f}",
+        f"{candidate.contrast:.1f} × {_between(candidate.contrast_interval)}",
+        f"{candidate.consistency:.0%}",
+        index_ranges(candidate.layers, "–") or "none",
     ]
 
 
-def _why_not(found: Candidate, findings: Findings) -> str:
-    """The first threshold that it fails; `Candidate.reason` has all of them."""
+def _why_not(candidate: Candidate, findings: Findings) -> str:
+    """The first threshold that the candidate fails; `Candidate.reason` lists all of them."""
     settings = findings.settings
     for interval, mean, least, what in (
-        (found.sink_interval, found.sink, findings.min_magnitude, "on sinks"),
-        (found.contrast_interval, found.contrast, settings.min_contrast, "× contrast"),
+        (candidate.sink_interval, candidate.sink, findings.min_magnitude, "on sinks"),
+        (candidate.contrast_interval, candidate.contrast, settings.min_contrast, "× contrast"),
     ):
         if interval.low < least:
             end = "" if mean < least else "lower end "
             return f"no: {end}below {least:.1f} {what}"
-    if found.consistency < settings.min_consistency:
+    if candidate.consistency < settings.min_consistency:
         return f"no: in fewer than {settings.min_consistency:.0%} of samples"
-    if found.dim not in findings.dims and len(found.run) >= settings.min_layers:
+    if candidate.dim not in findings.dims and len(candidate.run) >= settings.min_layers:
         return f"no: more than {settings.max_dims} pass"
     return f"no: in fewer than {settings.min_layers} layers running"
 
@@ -221,18 +222,18 @@ def _between(interval: Interval) -> str:
 
 
 def _contrast(findings: Findings) -> dict[str, Any]:
-    """Contrast by layer of the candidates in the table; None where a dimension is no candidate."""
+    """Contrast by layer of the table's candidates; None where a dimension is not a candidate."""
     dims = [candidate.dim for candidate in findings.candidates[:MOST_CANDIDATES]]
     rows = []
     for dim in dims:
-        found = [layer.candidate(dim) for layer in findings.layers]
-        # the quotient of two tiny values says nothing: it is no contrast
-        rows.append([round(f.contrast, 2) if f and f.sink >= 1 else None for f in found])
+        candidates = [layer.candidate(dim) for layer in findings.layers]
+        # the quotient of two tiny values is meaningless, so it is not shown as a contrast
+        rows.append([round(f.contrast, 2) if f and f.sink >= 1 else None for f in candidates])
     return {"dims": dims, "values": rows}
 
 
 def _checked(validation: Validation | None, why: str) -> dict[str, Any]:
-    """Validation in sentences and a table."""
+    """The validation as sentences and a table."""
     if validation is None:
         return {"word": "Not validated", "text": why, "more": [], "columns": [], "rows": []}
     agreement = validation.agreement
@@ -250,7 +251,7 @@ def _checked(validation: Validation | None, why: str) -> dict[str, Any]:
             *(reason for _, reason in validation.skipped[:MOST_SKIPPED]),
             *validation.verdict.thresholds,
         ],
-        "columns": ["Hidden", "Tokens", "Attention held", "Log-probability, nats a token"],
+        "columns": ["Hidden", "Tokens", "Attention held", "Log-probability, nats per token"],
         "rows": [
             [SETS[one.name], f"{one.tokens:.1f}", f"{one.attention:.1%}", str(one.change)]
             for one in validation.hidden
@@ -259,7 +260,7 @@ def _checked(validation: Validation | None, why: str) -> dict[str, Any]:
 
 
 def profile_name(findings: Findings) -> str:
-    """A file name for a profile: letters, digits, points and dashes of the model's name."""
+    """A file name for a profile: letters, digits, dots and dashes of the model's name."""
     last = findings.model.id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return (
         "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "-" for c in last) + ".toml"

@@ -1,7 +1,7 @@
-"""One press of Run in the Sinks tab: what it asks for, and the samples it comes to.
+"""One press of Run in the Sinks tab: its values, and the samples that they select.
 
-Finding and validating need samples of their own each. Both come out of one drawing by seed, in
-which the order of the files plays no part.
+Finding and validating need separate samples. Both come from one random draw, which does not depend
+on the order of the files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sinkscope.utils import none_usable
 from sinkscope.web.server.uploads import MOST_FILES
 from sinkscope.web.sinks.files import by_picture, question_file, samples_of_file
 
-# As web.runs.image_process.KeptImages: a file of ours in place of an upload, and the image.
+# Like web.runs.image_process.KeptImages: returns our own file in place of an upload, and the image.
 Opener = Callable[..., tuple[Path, Image]]
 
 MOST_SAMPLES = 200
@@ -36,7 +36,7 @@ EXAMPLES, IMAGES = "Example scenes", "My images"
 
 @dataclass(frozen=True)
 class Picture:
-    """An uploaded file: the name it had at home, and where it lies now."""
+    """An uploaded file: its original name, and its path here."""
 
     name: str
     path: Path
@@ -45,11 +45,11 @@ class Picture:
 @explained
 @dataclass(frozen=True)
 class SinksRequest:
-    """What the tab's controls say; `check` looks at it.
+    """The values of the tab's controls; `check` validates them.
 
-    `source` is `EXAMPLES` or `IMAGES`, `pictures` are the uploaded files, of which one may be a
-    file with questions about the others, and `prompt` is asked about every image that has no
-    question of its own.
+    `source` is `EXAMPLES` or `IMAGES`. `pictures` are the uploaded files; one of them may be a file
+    with questions about the others. `prompt` is asked about every image without a question of its
+    own.
     """
 
     source: str = EXAMPLES
@@ -57,14 +57,14 @@ class SinksRequest:
     prompt: str = "Describe the image."
     samples: int = setting(
         20,
-        "Images to find the dimensions on; 30 say more.",
+        "Images to find the dimensions on; 30 are more reliable.",
         low=1,
         high=MOST_SAMPLES,
         label="Samples",
     )
     held_out: int = setting(
-        15,  # some have no sink, and 10 that have are needed
-        "Other images to validate them on, 10 at least; 0 leaves it out.",
+        15,  # some have no sink, and 10 with sinks are needed
+        "Other images to validate them on, at least 10; 0: no validation.",
         low=0,
         high=MOST_SAMPLES,
         label="Held out",
@@ -72,14 +72,14 @@ class SinksRequest:
     top_percent: float = like(FindSettings, "top_percent")
     seed: int = setting(
         0,
-        "Which images are taken, which scenes are drawn, and of the resampling.",
+        "Seed of the choice of images or scenes, and of the resampling.",
         low=0,
         high=2**31 - 1,
         label="Seed of the samples",
     )
 
     def check(self) -> tuple[int, int, FindSettings, ValidateSettings]:
-        """Samples for finding, for validating, and the settings of both.
+        """Number of samples for finding and for validating, and the settings of both.
 
         Raises:
             ValueError: naming the setting, its value and what is allowed.
@@ -92,7 +92,7 @@ class SinksRequest:
             raise ValueError(
                 f"The question has {len(self.prompt)} characters; allowed: {LONGEST_PROMPT}."
             )
-        said = {
+        values = {
             one.field: checked(one, read(one, getattr(self, one.field)))
             for one in settings_of(SinksRequest)
         }
@@ -102,9 +102,9 @@ class SinksRequest:
             raise ValueError(
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
-        both = {"top_percent": said["top_percent"], "seed": said["seed"]}
+        both = {"top_percent": values["top_percent"], "seed": values["seed"]}
         finding, validating = FindSettings(**both), ValidateSettings(**both)
-        return said["samples"], said["held_out"], finding, validating
+        return values["samples"], values["held_out"], finding, validating
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class SampleSplit:
     """The samples of a run; no image is in both sets.
 
     Attributes:
-        find, validate: see there; `validate` may be empty.
+        find, validate: samples for finding and for validating; `validate` may be empty.
     """
 
     find: SampleSet
@@ -126,11 +126,11 @@ def draw_samples(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> SampleSplit:
-    """Open images until there are enough, and part them.
+    """Open images until there are enough, and split them.
 
-    Where there are fewer than asked for, both sets keep their proportion, finding at least one.
-    `opened` opens an upload, and says what takes its place in the samples; `limits` are those of
-    the images in a file with questions.
+    If there are fewer than requested, both sets keep their proportion, and finding gets at least
+    one. `opened` opens an upload and returns the path that replaces it in the samples; `limits`
+    apply to the images in a file with questions.
 
     Raises:
         ValueError: no image can be used.
@@ -171,7 +171,7 @@ def draw_samples(
 
 
 def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSplit:
-    """Samples parted so that no picture is on both sides, whatever is asked about it."""
+    """Split the samples so that no picture is in both sets, whatever is asked about it."""
     first = wanted
     if len(read.samples) < wanted + held_out:
         first = max(1, min(wanted, round(len(read.samples) * wanted / (wanted + held_out))))
@@ -179,7 +179,7 @@ def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSpl
     validating: list[Sample] = []
     groups = by_picture(read.samples, seed)
     for group in groups:
-        # The last one goes to a side that would have none.
+        # The last group goes to a set that would otherwise be empty.
         kept = group is groups[-1] and finding and held_out and not validating
         (validating if kept or len(finding) >= first else finding).extend(group)
     sides = ((finding[:wanted], wanted), (validating[:held_out], held_out))
@@ -193,7 +193,7 @@ def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSpl
 
 
 def _scenes(request: SinksRequest, count: int) -> list[Sample]:
-    # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
+    # Imported here: drawing scenes is part of making the bundled model; the page does not need it.
     from PIL import Image
 
     from sinkscope.demo.measure import sink_scenes
@@ -211,7 +211,7 @@ def _opened(
     on_progress: Progress | None,
     stop: threading.Event | None,
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
-    """Samples in the order drawn by seed, and what had to be skipped."""
+    """Samples in the order of the random draw, and those that had to be skipped."""
     usable: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
@@ -238,7 +238,7 @@ def _opened(
 
 
 def _named(pictures: Iterable[Picture]) -> Iterator[tuple[str, Path]]:
-    """Names apart: two files of one name are told apart by a number."""
+    """Unique names: files with the same name are numbered."""
     given: set[str] = set()
     for picture in pictures:
         plain = Path(picture.name.replace("\\", "/")).name[:80] or "image"

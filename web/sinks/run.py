@@ -1,8 +1,8 @@
-"""What happens on Run and Stop in the Sinks tab, and on its questions. Knows no layout.
+"""Actions behind Run and Stop of the Sinks tab, and answers to its questions. Independent of the
+layout.
 
-A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. What was
-measured stays in a folder of this browser's own until the same run is finished or the folder is
-old.
+A run is a job (`jobs.runner`) in the same queue as answers of the Explore tab. Its measurements are
+kept in a folder of their own until the same run is finished or the folder is too old.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
@@ -32,7 +32,6 @@ from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -44,6 +43,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
@@ -52,25 +52,25 @@ from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profil
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
 
-SINKS = "sinks"  # the kind of job that the tab's Stop is for
+SINKS = "sinks"  # the kind of job that the tab's Stop ends
 PICTURE_SIDE = 900
 GONE = "This result is no longer on the server. Press Run to make it again."
 
 
 @dataclass(frozen=True)
 class SinksEngine:
-    """What finds and validates; tests put their own here."""
+    """The functions that find and validate; tests pass their own."""
 
     find: Callable[..., Findings] = find
     validate: Callable[..., Validation] = validate
 
 
 class SinksHandlers(ResultHandlers[SinksRequest]):
-    """The tab's actions (`ResultHandlers`); what was measured of a run that was stopped stays.
+    """The tab's actions (`ResultHandlers`); measurements of a stopped run are kept.
 
     Args:
-        engine: what finds and validates.
-        copies: those of runs, beside which this tab keeps its own.
+        engine: finds and validates.
+        copies: the served files of Explore's runs, which share a folder with those of this tab.
     """
 
     kind, what = SINKS, "finding sinks"
@@ -82,15 +82,15 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         runner: Runner,
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
-        # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
+        # Not `sinks`, where the command line keeps its measurements: old folders here are deleted.
         self.store = SinksStore(
             settings.app.cache / "page_sinks",
             owned=bool(settings.app.login),
-            copies=Copies(copies),
+            copies=ServedFiles(copies),
         )
 
     # --- Run and Stop ----------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     def _run(self, request: SinksRequest, run_id: str, job: Job) -> Values:
         request.check()
 
-        def running(at: At, seconds: float) -> dict[str, Any]:
+        def running(at: JobProgress, seconds: float) -> dict[str, Any]:
             message = "Stopping after this sample" if job.stopped else at.stage
             return running_value(run_id, at, message, "samples", seconds)
 
@@ -112,7 +112,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             raise ValueError(words) from error
 
     def _work(self, request: SinksRequest, job: Job) -> dict[str, Any]:
-        """The result, computed in the job's thread, which alone holds the model meanwhile."""
+        """Compute the result in the job's thread, which has the model to itself meanwhile."""
         handle = loaded_handle(self.loaded)
         job.enter("Starting")
         with scratch() as folder:
@@ -129,7 +129,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         info = handle.info
         about = (job.owner, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])
-        work.mkdir(parents=True, exist_ok=True)  # here: `find` would name the folder in its error
+        work.mkdir(parents=True, exist_ok=True)  # an error of `find` would name the folder
         samples, done = drawn.find, ""
         job.enter("Finding")
         try:
@@ -139,7 +139,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             if not samples.samples:
                 raise
             done = f"{job.ended_by} after {len(samples.samples)} of {stopped.total} samples"
-            # All of these are measured already, so this decides and passes nothing through.
+            # All of these are measured already, so this only decides and runs no forward pass.
             findings = self.engine.find(handle, samples, finding, work=work)
         validation, why = None, ""
         if done:
@@ -154,7 +154,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     def _validated(
         self, job: Job, handle: ModelHandle, drawn: SampleSplit, findings: Findings, settings: Any
     ) -> tuple[Validation | None, str, str]:
-        """The validation or why there is none, and how far it came where it was stopped."""
+        """The validation, or why there is none; and how far it came if it was stopped."""
         if not findings.dims:
             return None, "There is nothing to validate.", ""
         if not drawn.validate.wanted:
@@ -170,7 +170,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             how = f"{job.ended_by.lower()} after {stopped.done} of {stopped.total} samples"
             done = f"Validating was {how}"
             return None, f"{done}; what was found stays. Press Run again for all of it.", done
-        except (ValueError, RunOutOfMemoryError) as error:  # what was found stays
+        except (ValueError, RunOutOfMemoryError) as error:  # the result of finding is kept
             return None, str(error), ""
         return validation, "", ""
 
@@ -189,8 +189,8 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         images = {}
         for sample in samples.samples:
             if sample.id in seen:
-                made = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
-                images[sample.id] = self.store.keep(run_id, made)["url"]
+                kept = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
+                images[sample.id] = self.store.keep(run_id, kept)["url"]
         data = build_sinks_payload(findings, validation, why, shown, images)
         value = {
             "phase": "stopped" if done else "ready",
@@ -211,7 +211,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         return {"error": GONE} if result is None else result.value
 
     def profile_file(self, ask: Any) -> dict[str, Any]:
-        """The profile as a TOML file, with the tau that was chosen."""
+        """The profile as a TOML file, with the chosen tau."""
         assert self.component is not None
         try:
             profile = self.profile(ask)
@@ -224,11 +224,11 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             path = Path(folder) / name
             write_profile(path, profile)
             data = path.read_bytes()
-        made = self.store.keep(result.id, cached(data, name, self.component))
-        return {**made, "name": name}
+        value = self.store.keep(result.id, cached(data, name, self.component))
+        return {**value, "name": name}
 
     def forget_sinks(self, ask: Any) -> dict[str, Any]:
-        """Delete a result and what was made of it: {"run": id}."""
+        """Delete a result and the files made from it: {"run": id}."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
         self.store.delete(field_of(ask, "run"))
@@ -238,24 +238,24 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         """The profile of a result with another tau: {"run": id, "tau": number}.
 
         Raises:
-            ValueError: the result is gone, has no sinks, or tau cannot be one.
+            ValueError: the result was removed, has no sinks, or tau is not allowed.
         """
         result, tau = self.store.get(field_of(ask, "run")), field_of(ask, "tau")
         if result is None:
             raise ValueError(GONE)
-        found = result.findings.profile()
-        if tau is None or tau == found.tau:
-            return found
+        profile = result.findings.profile()
+        if tau is None or tau == profile.tau:
+            return profile
         if isinstance(tau, bool) or not isinstance(tau, int | float) or not math.isfinite(tau):
             raise ValueError(f"tau is {tau!r}; allowed: a number.")
-        note = f"tau was set by hand; {found.tau:g} was calibrated. {found.note}"
-        return dataclasses.replace(found, tau=round(float(tau), 4), note=note)
+        note = f"tau was set by hand; {profile.tau:g} was calibrated. {profile.note}"
+        return dataclasses.replace(profile, tau=round(float(tau), 4), note=note)
 
 
 def _measured(samples: SampleSet, work: Path) -> SampleSet:
-    """The samples whose statistics lie in the folder."""
-    there = {(one.id, one.fingerprint) for one in measured_in(work)}
-    left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in there)
+    """The samples whose statistics are in the folder."""
+    measured = {(one.id, one.fingerprint) for one in measured_in(work)}
+    left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in measured)
     return dataclasses.replace(samples, samples=left, wanted=len(left))
 
 

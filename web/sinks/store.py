@@ -11,9 +11,9 @@ from typing import Any
 
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.validating.validation import Validation
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.owners import user_now
 from sinkscope.web.runs.results import LONGEST_SECONDS, ResultStore
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 
 MOST_FOLDERS = 8
@@ -21,14 +21,14 @@ MOST_FOLDERS = 8
 
 @dataclass(frozen=True)
 class SinksResult:
-    """What one run of the Sinks tab found.
+    """The result of one run of the Sinks tab.
 
     Attributes:
         findings: the sink dimensions, or that there are none.
-        validation: on other samples; None where it was left out or could not be done.
-        why: in words, why there is none; empty where there is one.
-        value: what the tab's component is given to show it.
-        owner: who asked for it, where users log in.
+        validation: on other samples; None if it was switched off or not possible.
+        why: why there is no validation, in words; empty if there is one.
+        value: value with which the tab's component shows the result.
+        owner: the user who started the run, if users log in.
     """
 
     findings: Findings
@@ -43,8 +43,8 @@ class SinksStore(ResultStore[SinksResult]):
     """Safe to use from several threads.
 
     Args:
-        folder: for the work of unfinished runs.
-        clock, owned, copies: as of `ResultStore`.
+        folder: for the measurements of unfinished runs.
+        clock, owned, copies: as for `ResultStore`.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class SinksStore(ResultStore[SinksResult]):
         folder: Path,
         clock: Callable[[], float] = time.time,
         owned: bool = False,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(clock, owned, copies)
         self._folder, self._clock = folder, clock
 
     def work(self, name: str) -> Path:
-        """A folder for the measurements of a run, which the same run finds again; old ones go."""
+        """The folder for a run's measurements, which the same run finds again. Removes old ones."""
         self._folder.mkdir(parents=True, exist_ok=True)
         wanted = self._folder / name
         others = [path for path in self._folder.iterdir() if path != wanted]

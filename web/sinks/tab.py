@@ -21,11 +21,11 @@ import gradio as gr
 from gradio.components import Component
 from gradio.data_classes import FileData
 
-from sinkscope.setting import offered
+from sinkscope.setting import user_settings
 from sinkscope.web.components.controls import control
 from sinkscope.web.explore.form import Form
 from sinkscope.web.explore.model_events import tau_end
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import EXAMPLES, IMAGES, Picture, SinksRequest
@@ -34,7 +34,7 @@ from sinkscope.web.sinks.run import SinksHandlers
 
 @dataclass(frozen=True)
 class _SinksForm:
-    """What one press of Run reads; `controls` by the names of the arguments of `find_sinks`."""
+    """The values that one press of Run reads; `controls` by argument names of `find_sinks`."""
 
     controls: dict[str, Component]
     go: gr.Button
@@ -42,17 +42,17 @@ class _SinksForm:
 
 
 def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
-    """Lay the tab out where the page is open, and connect it.
+    """Lay out the tab in the page that is being built, and connect it.
 
     Args:
-        handlers: what the controls call; learns which component shows results.
+        handlers: called by the controls; learns which component shows results.
         explore: the form whose VAR settings a result can be used in.
     """
     with gr.Row(elem_id="sinks-desk"):
         with gr.Column(elem_id="sinks-ask", min_width=260):
             form = _build_form()
         with gr.Column(elem_id="sinks-see", min_width=320):
-            shown = drawn(
+            shown = html_component(
                 "sinks",
                 {"phase": "empty"},
                 [handlers.open_sinks, handlers.profile_file, handlers.forget_sinks],
@@ -63,10 +63,10 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
         None,
         [shown, form.go, form.stop],
         inputs_kwargs={**form.controls},
-        api_visibility="private",  # the command line and `sinks` are the way to do it by script
+        api_visibility="private",  # scripts use the command line or `sinks`
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the line
+        concurrency_limit=handlers.settings.app.queue_size + 8,  # the runner queues them
         trigger_mode="once",
     )
     form.stop.click(
@@ -92,8 +92,8 @@ def _build_form() -> _SinksForm:
         [EXAMPLES, IMAGES],
         value=EXAMPLES,
         label="Images",
-        info="Scenes drawn for this, or your own photos. A .jsonl, .json, .csv or .tsv file among "
-        "them asks its questions about them.",
+        info="Drawn scenes, or your own photos. Questions about them can be in a .jsonl, .json, "
+        ".csv or .tsv file among them.",
         elem_id="sinks-source",
     )
     with gr.Column(visible=False) as mine:
@@ -118,7 +118,7 @@ def _build_form() -> _SinksForm:
         lines=1,
         max_lines=4,
         max_length=20_000,
-        info="Asked about every image that has no question of its own.",
+        info="Question for every image that has none of its own.",
         elem_id="sinks-prompt",
     )
     with gr.Row(elem_id="sinks-actions"):
@@ -127,7 +127,7 @@ def _build_form() -> _SinksForm:
     with gr.Accordion("Settings", open=False, elem_id="sinks-settings"):
         settings: dict[str, Component] = {
             one.name: control(one, elem_id=f"sinks-{one.name.replace('_', '-')}")
-            for one in offered(SinksRequest)
+            for one in user_settings(SinksRequest)
         }
     controls = {"source": source, "files": files, "prompt": prompt, **settings}
     return _SinksForm(controls, go, stop)

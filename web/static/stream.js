@@ -1,11 +1,11 @@
 // Gradio's client has one stream of messages for all events of a page. The server closes it after the last event that it
-// knows of; an event that is joined before the client has read that is never heard of: its messages wait for a stream that
-// the client believes to be open. So the answer to a join is held back until the stream has named the event, or is over.
+// knows of. If an event is joined before the client has read that end, its messages are lost: they wait for a stream that
+// the client believes to be open. So the response to a join is held back until the stream has named the event or has ended.
 (() => {
   const send = window.fetch, PATIENCE = 10000;
   let open = null;
 
-  // Read along: which events the stream names, and whether the server closes it.
+  // Follow the stream: which events it names, and whether the server closes it.
   async function follow(body, stream) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -34,8 +34,8 @@
       }),
     };
     open = stream;
-    // The client gives the stream up when it has read that it is closed. The server ends it then by itself, and takes a
-    // connection that breaks off for a page that is gone.
+    // The client drops the stream when it has read that it is closed. The server then ends it by itself; it takes a
+    // connection that breaks off for a closed page.
     request.signal.addEventListener("abort", () => { end(); if (!stream.closing) stop.abort(); });
     try {
       const answer = await send(new Request(request, { signal: stop.signal }));

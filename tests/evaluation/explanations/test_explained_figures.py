@@ -52,7 +52,7 @@ def planted(count: int) -> list[AnswerRecord]:
     """Held-out scenes: a perfect map, a blank one, and the controls, on their exact masks."""
     made = []
     for target, _ in zip(scenes(), range(count), strict=False):
-        image, mask = target.look()
+        image, mask = target.load()
         rows, columns = image.height // 28, image.width // 28
         grid = one_view(
             0, 1, 2 * rows, 2 * columns, 2, (image.height, image.width), (image.height, image.width)
@@ -73,7 +73,7 @@ def test_perfect_is_one_random_is_chance_blank_is_never_more() -> None:
         one = found.figures[score]["perfect"]
         assert one.value == 1.0 and {a.verdict for a in one.against} == {ABOVE}
     sure = found.figures["pointing"]["perfect"].interval
-    assert 0.98 < sure.low < 1.0 == sure.high  # 300 of 300 is not certainty
+    assert 0.98 < sure.low < 1.0 == sure.high  # even 300 of 300 is not certain
     by_chance = {"pointing": found.chance, "energy": found.chance, "auc": 0.5, "nss": 0.0}
     for score, chance in by_chance.items():
         random, blank = (found.figures[score][name] for name in (RANDOM, "blank"))
@@ -87,7 +87,7 @@ def test_differences_are_paired_and_clusters_stay_whole() -> None:
     rng = np.random.default_rng(0)
     made = []
     for k in range(60):
-        base = float(rng.normal())  # differs a lot from target to target, the methods little
+        base = float(rng.normal())  # large differences between targets, small ones between methods
         values = {
             RANDOM: base,
             CENTRE: base + 0.01,
@@ -147,10 +147,10 @@ def test_areas_by_hand(handle: ModelHandle, photo: Image.Image) -> None:
     answer = [token.id for token in trace.tokens]
     values = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
     found = removals(handle, inputs, answer, [1, 2], {"m": values, "n": values * 7}, steps=3)
-    assert found["m"] == found["n"]  # the order alone counts
+    assert found["m"] == found["n"]  # only the order matters
 
     def log_p(kept: set[int]) -> float:
-        """By hiding keys from the later queries in a mask of its own."""
+        """Computed with a mask of its own that hides keys from the later queries."""
         from sinkscope.capture.session import attached
         from sinkscope.interventions.edges import CutEdges
 
@@ -206,7 +206,7 @@ def test_scenes_are_exact_and_the_same_each_time() -> None:
     assert first == again
 
     def check(target: Target) -> None:
-        image, mask = target.look()
+        image, mask = target.load()
         assert mask.shape == (image.height, image.width) and mask.any()
         assert target.expected is not None
         assert target.word in target.expected[target.start :].split(",")[0]

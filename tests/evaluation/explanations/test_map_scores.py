@@ -1,4 +1,4 @@
-"""Scores of a map against a mask: by hand, by chance, of a perfect map, of a blank one."""
+"""Scores of a map against a mask: by hand, by chance, for a perfect map and for a blank one."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_mask_on_the_grid() -> None:
     mask[20:40, 20:60] = True  # cells of 20 x 20: row 1, columns 1 and 2
     made = mask_on_cells(mask, grid())
     assert np.argwhere(made).tolist() == [[1, 1], [1, 2]]
-    mask[40:49, 20:60] = True  # 9 of 20 rows of the next: less than half
+    mask[40:49, 20:60] = True  # 9 of 20 pixel rows of the next row of cells: less than half
     assert mask_on_cells(mask, grid()).sum() == 2
     mask[49, 20:60] = True
     assert mask_on_cells(mask, grid()).sum() == 4

@@ -1,4 +1,4 @@
-"""COCO's run-length masks against masks by hand, and against its own encoder written anew."""
+"""COCO's run-length masks against hand-made masks, and against a new version of its encoder."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_what_is_encoded_comes_back(seed: int) -> None:
         ({"size": [3, 4], "counts": [1, 3]}, "of 3 x 4 has runs of 4 pixels; allowed: 12"),
         ({"size": [3, 4], "counts": [13, -1]}, "whole numbers from 0"),
         ({"size": [3, 4], "counts": "136N"}, "has runs of 11 pixels"),
-        ({"size": [3, 4], "counts": "136NKq"}, "no such text"),
+        ({"size": [3, 4], "counts": "136NKq"}, "allowed: COCO run lengths as text"),
         ({"size": [3, 4], "counts": "136NP"}, "end within a number"),
-        ({"size": [3, 4], "counts": "o" * 40}, "no such text"),
+        ({"size": [3, 4], "counts": "o" * 40}, "allowed: COCO run lengths as text"),
         ({"size": [3], "counts": COUNTS}, r"size \[3\]; allowed: \[height, width\]"),
         ({"size": [1 << 20, 1 << 20], "counts": COUNTS}, "pixels"),
         ({"size": [3, 4]}, "counts 'None'"),
@@ -110,7 +110,7 @@ def test_single_and_crowd_masks_are_one_target(tmp_path: Path) -> None:
         ([], 0),  # a box
     )
     (target,) = targets_of(ScoreSettings(data=str(data)))
-    image, mask = target.look()
+    image, mask = target.load()
     box = np.zeros((3, 4), dtype=bool)
     box[0, 0] = True
     np.testing.assert_array_equal(mask, MASK | other | box)
@@ -122,4 +122,4 @@ def test_a_mask_of_another_size_names_the_image(tmp_path: Path) -> None:
         ScoreSettings(data=str(coco(tmp_path, ({"size": [4, 3], "counts": COUNTS}, 0))))
     )
     with pytest.raises(ValueError, match=r"a\.png: a run-length mask has size \[4, 3\]; allowed.*"):
-        target.look()
+        target.load()

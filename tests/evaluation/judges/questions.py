@@ -1,4 +1,4 @@
-"""Questions that judges are tried on."""
+"""Questions for the tests of judges."""
 
 from __future__ import annotations
 

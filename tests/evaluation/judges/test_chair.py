@@ -66,7 +66,9 @@ def test_an_empty_caption_hallucinates_nothing_and_is_unparsable() -> None:
 
 
 def test_a_truth_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="unicorn is no object of COCO; allowed: person, bicycle"):
+    with pytest.raises(
+        ValueError, match="unicorn is not an object of COCO; allowed: person, bicycle"
+    ):
         Chair().judge("A dog", question(["unicorn", "dog"]))
     with pytest.raises(ValueError, match="its truth is 'dog'"):
         Chair().judge("A dog", question("dog"))

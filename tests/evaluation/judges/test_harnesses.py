@@ -1,4 +1,4 @@
-"""The harnesses' own extraction: where it differs from ours, and how. Expected values were read off
+"""The harnesses' own extraction: where and how it differs from ours. Expected values were read from
 their code at the commits that the modules name."""
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_exact_match() -> None:
 
 
 def test_vqa() -> None:
-    """VLMEvalKit keeps the full stop behind a number."""
+    """VLMEvalKit keeps the full stop after a number."""
     asked = question(["3"] * 10)
     assert judge_named("vlmevalkit-vqa").judge("3.", asked).score == 0
     assert judge_named("lmms-eval-vqa").judge("3.", asked).score == 1

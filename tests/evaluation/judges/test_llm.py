@@ -1,4 +1,4 @@
-"""The judge that asks a model: what it asks, what it keeps, and what it never does."""
+"""The judge that asks a model: its questions, what it keeps, and what it never does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.evaluation.judges.questions import ANIMALS, question
 
 
 class Model:
-    """Says what it was told to say, and remembers what it was asked."""
+    """Gives prepared answers and records the questions."""
 
     def __init__(self, *answers: str) -> None:
         self.answers, self.asked = list(answers), []  # type: list[str], list[str]
@@ -110,7 +110,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
 
 
 class _Endpoint(BaseHTTPRequestHandler):
-    """Speaks as much of the protocol as one chat completion needs."""
+    """Implements as much of the protocol as one chat completion needs."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -137,7 +137,7 @@ class _Endpoint(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture

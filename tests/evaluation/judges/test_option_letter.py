@@ -1,4 +1,4 @@
-"""Tricky answers of multiple choice, and which option they mean."""
+"""Difficult answers to multiple choice, and the option that they mean."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LETTERS = [
     ("A is correct", "A", "single"),
     ("It looks like a black dog to me", "C", "contains"),
     ("I see a dog there", "B", "contains"),
-    ("A dog is in the picture", "B", "contains"),  # an article, no letter
+    ("A dog is in the picture", "B", "contains"),  # an article, not a letter
     ("It is not a cat, it is a dog", "B", "contains"),
 ]
 NOTHING = [
@@ -97,7 +97,7 @@ def test_a_truth_that_is_no_option_is_refused(truth: str) -> None:
 
 
 def test_options_that_are_letters_themselves() -> None:
-    """BLINK's points: the text of an option has a letter in it."""
+    """As in BLINK: an option is a point, and its text contains a letter."""
     points = (("A", "Point B"), ("B", "Point A"))
     assert option_meant("Point A", points) == ("B", "text")
     assert option_meant("A", points) == ("A", "alone")

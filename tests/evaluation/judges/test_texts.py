@@ -10,7 +10,7 @@ from sinkscope.evaluation.judges.substring_legacy import SubstringLegacy
 from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy, evalai
 from tests.evaluation.judges.questions import question
 
-# Computed by hand along the official rules.
+# Computed by hand from the official rules.
 NORMALISED = [
     ("The Dog", "dog"),
     ("A dog and a cat", "dog and cat"),
@@ -21,7 +21,7 @@ NORMALISED = [
     ("dont know", "don't know"),
     ("the man's hat", "man 's hat"),
     ("3.5", "3.5"),
-    ("3.", "3"),  # the official lookbehind is mistyped: a full stop behind a digit goes, too
+    ("3.", "3"),  # the official lookbehind has a typo: a full stop after a digit is removed too
     ("yes.", "yes"),
     ("1,000", "1000"),
     ("red/blue", "red blue"),
@@ -44,7 +44,7 @@ def test_evalai_normalisation(text: str, normalised: str) -> None:
     ("agree", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]
 )
 def test_vqa_accuracy_leaves_one_out(agree: int, score: float) -> None:
-    """With one of ten agreeing, nine subsets have it: 9/10 x 1/3 = 0.3."""
+    """If one of ten agrees, nine subsets contain that answer: 9/10 x 1/3 = 0.3."""
     truths = ["red"] * agree + [f"colour {i}" for i in range(10 - agree)]
     judgement = VqaAccuracy().judge("Red.", question(truths))
     assert judgement.score == pytest.approx(score)

@@ -67,7 +67,7 @@ def test_what_says_nothing_is_wrong_whatever_the_truth(answer: str) -> None:
 
 
 def test_sentences_count_both_ways() -> None:
-    """A rule for "there is no" alone would favour no."""
+    """A rule only for "there is no" would be biased towards no."""
     for thing in ("dog", "dogs"):
         assert word_meant(f"There are {thing}", ASKED)[0] == "yes"
         assert word_meant(f"There are no {thing}", ASKED)[0] == "no"

@@ -161,7 +161,7 @@ def test_without_answers_there_is_no_figure() -> None:
 
 
 def test_resampled_clusters_give_the_metric_of_the_repeated_sample() -> None:
-    """Weights 2, 0, 1 on three images are a sample in which the first stands twice."""
+    """Weights 2, 0, 1 on three images mean a sample in which the first one occurs twice."""
     given = [yes_no("yes", "yes", image="a"), yes_no("no", "yes", image="a")]
     given += [yes_no("yes", "no", image="b"), yes_no("no", "no", image="c")]
     tally = Pope().tally(given)

@@ -1,4 +1,4 @@
-"""Folders of runs, written by hand, as `evaluate run` leaves them."""
+"""Folders of runs, written by hand in the form that `evaluate run` writes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, RunSettings
-from sinkscope.evaluation.wanted import wanted_methods
 
 
 def record(
     question: str, index: int, method: str, score: float | None, **more: Any
 ) -> AnswerRecord:
-    """One answer: "yes" where it is right, "no" where it is wrong, an error where there is no
-    score."""
+    """One answer: "yes" if it is right, "no" if it is wrong, an error if there is no score."""
     said = None if score is None else "yes" if score == 1 else "no"
     made = AnswerRecord(
         task="demo",
@@ -56,10 +55,10 @@ def write_run(
     run: dict[str, Any] | None = None,
     finished: bool = True,
 ) -> Path:
-    """A run's folder; `finished` says that a session came to its end and wrote its summary."""
+    """A run's folder; with `finished`, a session reached its end and wrote its summary."""
     folder.mkdir(parents=True)
     settings = RunSettings(**{"task": "demo", "limit": 1000, **(run or {})})
-    config = RunConfig(settings, ModelSettings("demo"), wanted_methods(methods, sweeps))
+    config = RunConfig(settings, ModelSettings("demo"), parse_methods(methods, sweeps))
     (folder / "run.toml").write_text(config.toml(), encoding="utf-8")
     text = "".join(one.line() for one in records)
     (folder / "records.jsonl").write_text(text, encoding="utf-8")

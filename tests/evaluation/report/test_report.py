@@ -1,4 +1,4 @@
-"""What a report says of runs with known answers, and that it hides nothing and runs nothing."""
+"""Reports of runs with known answers: they hide nothing and run nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(folder: Path, **scores: list[float | None]) -> Report:
 
 
 def said(report: Report) -> str:
-    """The terminal's text, without the breaks of lines."""
+    """The terminal's text without line breaks."""
     out = io.StringIO()
     show(report.sections, Console(file=out, width=400))
     return out.getvalue()
@@ -247,7 +247,7 @@ def test_ticks_reach_over_both_ends(low: float, high: float, marks: list[float] 
 
 
 def test_changed_questions_are_read_from_the_data_again(tmp_path: Path) -> None:
-    """The scenes' own ids, so that texts and images are there."""
+    """With the scenes' own ids, so that texts and images exist."""
     name, kind = "scene-0-colour", "colour"
     asked = next(iter(read(None)))
     name, kind = asked.id, asked.category
@@ -308,7 +308,7 @@ def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
         write_report(report, tmp_path / "file" / "under")
     with pytest.raises(ValueError, match="given twice"):
         gather([run, run], CompareSettings())
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         gather([tmp_path / "nothing"], CompareSettings())
     with pytest.raises(ValueError, match="flips is -1"):
         ReportSettings(flips=-1)

@@ -10,9 +10,9 @@ import pytest
 from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.metrics.tally import Array, Tally, ratio
 from sinkscope.evaluation.statistics.bootstrap import (
-    draw,
     p_value,
     percentiles,
+    resample,
     standard_error,
 )
 from tests.evaluation.metrics.made_up import judged, right_or_wrong
@@ -30,7 +30,7 @@ def tally(scores: Array) -> Tally:
 
 def test_independent_items_have_the_binomials_error() -> None:
     scores = [1.0] * 60 + [0.0] * 40
-    draws = draw({"a": Accuracy().tally(right_or_wrong(scores))}, 20000, seed=1)
+    draws = resample({"a": Accuracy().tally(right_or_wrong(scores))}, 20000, seed=1)
     values = draws.figures["a"]["accuracy"]
     assert values.mean() == pytest.approx(0.6, abs=0.002)
     assert values.std() == pytest.approx(np.sqrt(0.6 * 0.4 / 100), rel=0.03)
@@ -43,15 +43,15 @@ def test_clusters_stay_whole() -> None:
         for i in range(10)
         for j in range(10)
     ]
-    values = draw({"a": Accuracy().tally(given)}, 20000).figures["a"]["accuracy"]
+    values = resample({"a": Accuracy().tally(given)}, 20000).figures["a"]["accuracy"]
     assert values.std() == pytest.approx(np.sqrt(0.6 * 0.4 / 10), rel=0.03)
 
 
 def test_all_methods_are_drawn_alike() -> None:
-    """The same answers differ by nothing on every draw, and those one higher by exactly that."""
+    """Equal answers have no difference in any draw; answers higher by a constant differ by it."""
     rng = np.random.default_rng(0)
     scores = rng.random((40, 3))
-    draws = draw({"a": tally(scores), "b": tally(scores), "c": tally(scores + 1)}, 500)
+    draws = resample({"a": tally(scores), "b": tally(scores), "c": tally(scores + 1)}, 500)
     assert np.abs(draws.difference("b", "a", "mean")).max() == 0
     assert draws.difference("c", "a", "mean") == pytest.approx(np.ones(500))
     assert p_value(draws.difference("b", "a", "mean")) == 1
@@ -59,10 +59,10 @@ def test_all_methods_are_drawn_alike() -> None:
 
 
 def test_it_has_the_distribution_of_drawing_one_by_one() -> None:
-    """Kinds of clusters are drawn at once; a plain loop over clusters gives the same quantiles."""
+    """Equal clusters are drawn together; a plain loop over clusters gives the same quantiles."""
     rng = np.random.default_rng(5)
     a, b = rng.integers(0, 2, (30, 2)).astype(float), rng.integers(0, 2, (30, 2)).astype(float)
-    fast = draw({"a": tally(a), "b": tally(b)}, 20000, seed=2).difference("b", "a", "mean")
+    fast = resample({"a": tally(a), "b": tally(b)}, 20000, seed=2).difference("b", "a", "mean")
     drawn = rng.integers(0, 30, (20000, 30))
     slow = (b[drawn].sum((1, 2)) - a[drawn].sum((1, 2))) / 60
     for q in (0.025, 0.25, 0.5, 0.75, 0.975):
@@ -72,7 +72,7 @@ def test_it_has_the_distribution_of_drawing_one_by_one() -> None:
 
 def test_the_seed_decides() -> None:
     tallies = {"a": tally(np.random.default_rng(0).random((20, 2)))}
-    one, again, other = (draw(tallies, 50, seed).figures["a"]["mean"] for seed in (1, 1, 2))
+    one, again, other = (resample(tallies, 50, seed).figures["a"]["mean"] for seed in (1, 1, 2))
     assert (one == again).all()
     assert (one != other).any()
 
@@ -82,12 +82,12 @@ def test_clusters_in_another_order_are_aligned_and_others_are_refused() -> None:
     turned = Tally(
         ("4", "3", "2", "1", "0"), ("sum", "n"), tally(scores).counts[::-1].copy(), _mean
     )
-    draws = draw({"a": tally(scores), "b": turned}, 100)
+    draws = resample({"a": tally(scores), "b": turned}, 100)
     assert draws.difference("b", "a", "mean") == pytest.approx(np.zeros(100))
     with pytest.raises(ValueError, match="did not answer the same clusters"):
-        draw({"a": tally(scores), "b": tally(scores[:4])}, 100)
+        resample({"a": tally(scores), "b": tally(scores[:4])}, 100)
     with pytest.raises(ValueError, match="resamples is 0"):
-        draw({"a": tally(scores)}, 0)
+        resample({"a": tally(scores)}, 0)
 
 
 def test_undefined_draws_are_left_out() -> None:
@@ -100,8 +100,8 @@ def test_undefined_draws_are_left_out() -> None:
 
 
 def test_coverage_and_false_positives_on_clustered_answers() -> None:
-    """60 images with 4 questions each; an image is easy or hard for both methods. 95 % and 5 %,
-    give or take the error of 400 simulations."""
+    """60 images with 4 questions each; an image is easy or hard for both methods. The rates are 95
+    % and 5 %, up to the error of 400 simulations."""
     rng = np.random.default_rng(11)
     covered = rejected = 0
     for seed in range(400):
@@ -109,7 +109,7 @@ def test_coverage_and_false_positives_on_clustered_answers() -> None:
         chance = 1 / (1 + np.exp(-0.5 - easy))
         a = (rng.random((60, 4)) < chance).astype(float)
         b = np.where(rng.random((60, 4)) < 0.3, (rng.random((60, 4)) < chance), a).astype(float)
-        found = draw({"a": tally(a), "b": tally(b)}, 600, seed).difference("b", "a", "mean")
+        found = resample({"a": tally(a), "b": tally(b)}, 600, seed).difference("b", "a", "mean")
         interval = percentiles(found)
         covered += interval.low <= 0 <= interval.high
         rejected += p_value(found) < 0.05

@@ -1,4 +1,4 @@
-"""Which test is taken, and what is said of a difference."""
+"""Which test is used, and how a difference is described."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_refusals() -> None:
 
 
 def test_nothing_changed_in_clusters_is_no_certainty() -> None:
-    """20 images of which no answer changed: the bootstrap alone would say 0 to 0."""
+    """20 images without a changed answer: the bootstrap alone would report 0 to 0."""
     given = [judged(1.0, cluster=f"c{i // 5}", number=i) for i in range(100)]
     found = compare(Accuracy(), {"default": given, "var": given}, CompareSettings(resamples=50))
     (one,) = found.differences
@@ -201,7 +201,7 @@ def test_one_changed_cluster_of_many_does_not_make_a_small_difference_detectable
 
 @pytest.mark.parametrize(("clusters", "verdict"), [(1, NONE_SHOWN), (5, NONE_SHOWN), (6, BETTER)])
 def test_a_few_images_that_agree_show_no_difference(clusters: int, verdict: str) -> None:
-    """Every draw of such a sample is the same: the bootstrap would be certain of one image."""
+    """All resamples of such a sample are equal: the bootstrap would be certain from one image."""
     base = [judged(float(i % 2), cluster=f"c{i // 2}", number=i) for i in range(2 * clusters)]
     all_right = [judged(1.0, cluster=f"c{i // 2}", number=i) for i in range(2 * clusters)]
     (one,) = compare(Accuracy(), {"default": base, "var": all_right}).differences

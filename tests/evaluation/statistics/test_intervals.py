@@ -63,7 +63,7 @@ def test_nothing_changed_is_no_certainty() -> None:
 
 
 def test_holm_by_hand() -> None:
-    """Sorted 0.01, 0.02, 0.03 x 3, 2, 1 = 0.03, 0.04, 0.03, and never less than the one before."""
+    """Sorted 0.01, 0.02, 0.03 x 3, 2, 1 = 0.03, 0.04, 0.03, each at least the one before."""
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
@@ -74,8 +74,8 @@ def test_holm_by_hand() -> None:
 
 @pytest.mark.parametrize(("n", "changed"), [(200, 40), (1000, 100)])
 def test_the_detectable_difference_has_about_the_power_it_promises(n: int, changed: int) -> None:
-    """The exact test is a little conservative, so 0.8 becomes 0.75 or so; half of it has far
-    less."""
+    """The exact test is slightly conservative, so 0.8 becomes about 0.75; half the difference has
+    far less power."""
     rng = np.random.default_rng(7)
     share, d = changed / n, detectable_share(changed, n)
 

@@ -1,7 +1,7 @@
-"""Small data sets in the layouts in which the real ones are published, with answers by hand.
+"""Small data sets in the layouts of the published ones, with answers by hand.
 
-`datasets` writes images as {bytes, path} in Parquet and notes its features in the schema; these
-files are written by it, so that they are what a download of the hub holds.
+`datasets` writes images as {bytes, path} into Parquet and stores its features in the schema. These
+files are written by it, so they contain what a download from the hub contains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def picture(colour: str = "red", size: tuple[int, int] = (64, 48)) -> Image.Imag
 
 
 def png(colour: str = "red") -> bytes:
-    """The bytes of a file with it."""
+    """The bytes of an image file."""
     file = io.BytesIO()
     picture(colour).save(file, "PNG")
     return file.getvalue()
@@ -45,7 +45,7 @@ def text() -> Any:
 
 
 def blink(folder: Path) -> None:
-    """BLINK-Benchmark/BLINK: a folder a configuration."""
+    """BLINK-Benchmark/BLINK: one folder for each configuration."""
     features = {
         "idx": text(),
         "sub_task": text(),
@@ -110,7 +110,7 @@ def sat(folder: Path) -> None:
 
 
 def pope(folder: Path) -> None:
-    """POPE: the subsets in one split, question ids that begin anew in each."""
+    """POPE: all subsets in one split; question ids start again in each."""
     features = {
         "id": text(),
         "question_id": text(),
@@ -387,7 +387,7 @@ LAYOUTS: Mapping[str, Callable[[Path], None]] = {
 
 
 def data_of(name: str, folder: Path) -> tuple[str, Path | None]:
-    """Written below `folder`: what to give as data, and the folder of images."""
+    """Write a data set below `folder`: returns what to give as data, and the folder of images."""
     LAYOUTS[name](folder)
     if name == "jsonl":
         return str(folder / "questions.jsonl"), folder / "images"

@@ -41,13 +41,13 @@ def test_every_task_has_a_layout_here() -> None:
 
 @pytest.mark.parametrize("name", [task.name for task in TASKS])
 def test_prompts_are_as_they_were(name: str, tmp_path: Path) -> None:
-    """`SNAPSHOT` has, for each task and protocol, how its first question is put. It changes on
-    purpose alone: `python -m tests.evaluation.tasks.test_layouts` writes it anew."""
+    """`SNAPSHOT` contains, for each task and protocol, the prompt of its first question. It changes
+    only on purpose: `python -m tests.evaluation.tasks.test_layouts` writes it again."""
     assert described(name, tmp_path) == json.loads(SNAPSHOT.read_text())[name]
 
 
 def described(name: str, folder: Path) -> dict[str, object]:
-    """How a task's first question is put, by protocol."""
+    """The prompt of a task's first question, by protocol."""
     first = questions(name, folder)[0]
     return {
         protocol.name: {
@@ -68,8 +68,7 @@ def described(name: str, folder: Path) -> dict[str, object]:
 def test_vlmevalkit_instructs_in_chinese_where_something_is_chinese(
     name: str, tmp_path: Path
 ) -> None:
-    """As its `cn_string` has it: one character from U+4E00 to U+9FFF, in the question or an
-    option."""
+    """As in its `cn_string`: a character from U+4E00 to U+9FFF, in the question or an option."""
     protocol = task_named(name).protocol("vlmevalkit")
     first = questions(name, tmp_path)[0]
     chinese = replace(first, text="\u56fe\u4e2d\u662f\u4ec0\u4e48?", fields={})
@@ -80,7 +79,7 @@ def test_vlmevalkit_instructs_in_chinese_where_something_is_chinese(
     )
     option = replace(first, options=(*first.options[:-1], ("B", "\u7ea2")))
     assert protocol.prompt(option).endswith("\nB. \u7ea2\n" + KIT_CHOICE_CHINESE)
-    japanese = replace(first, text="\u3053\u308c\u306f?", fields={})  # no character of these
+    japanese = replace(first, text="\u3053\u308c\u306f?", fields={})  # none of these characters
     assert protocol.prompt(japanese).endswith(KIT_CHOICE)
     assert protocol.prompt(first).endswith(KIT_CHOICE)
 
@@ -151,7 +150,8 @@ def test_older_files_group_and_find_their_options(tmp_path: Path) -> None:
 
 
 def test_substring_legacy_stands_beside_ours(tmp_path: Path) -> None:
-    """The older script's fault: "(A)" is in "blank"; our judge says that nothing was answered."""
+    """The older script's bug: it finds "(A)" in "blank"; our judge says that nothing was
+    answered."""
     from sinkscope.evaluation.judges.substring_legacy import SubstringLegacy
 
     task = task_named("older-blink")
@@ -163,7 +163,7 @@ def test_substring_legacy_stands_beside_ours(tmp_path: Path) -> None:
 
 
 def test_substring_legacy_looks_for_the_truth_as_the_file_words_it(tmp_path: Path) -> None:
-    """The second truth is the text "blue", which ours takes as the letter B."""
+    """The second truth is the text "blue", which our judge reads as the letter B."""
     from sinkscope.evaluation.judges.substring_legacy import SubstringLegacy
 
     second = questions("older-blink", tmp_path)[1]

@@ -1,4 +1,4 @@
-"""Correcting a fused output gives what the dense form gives, in both forms and under any mask."""
+"""The corrected fused output equals the dense form, in both variants and under any mask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.var.attended import Attended, MarkedKeys
+from sinkscope.interventions.var.attention_pass import AttentionPass, MarkedKeys
 from sinkscope.interventions.var.correction import Form, correct_output
 from sinkscope.interventions.var.redistribute import redistribute
 from sinkscope.models import kernels
@@ -102,7 +102,7 @@ def check(case: Case, settings: VARSettings, form: Form, lse: Tensor | None = No
     _, expected, effect = dense(wide, settings)
     given = plain.clone()
     done = correct_output(
-        Attended(case.query, case.key, case.value, plain, case.scaling, case.mask),
+        AttentionPass(case.query, case.key, case.value, plain, case.scaling, case.mask),
         MarkedKeys(case.sinks, case.vision),
         settings,
         case.first_query,
@@ -139,7 +139,7 @@ def test_batch_rows_with_their_own_sinks_and_two_images(form: Form, dtype: torch
 @pytest.mark.parametrize("form", ["rows", "lse"])
 @pytest.mark.parametrize("queries", [100, 98, 97, 70])
 def test_queries_behind_a_cached_prefix(form: Form, queries: int) -> None:
-    """The image's end, position 72, lies before, at and after the first query that is computed."""
+    """The image's end, position 72, lies before, at and after the first computed query."""
     check(make(torch.float64, queries=queries), SETTINGS, form)
 
 
@@ -153,7 +153,7 @@ def left_padded(case: Case, pads: tuple[int, ...], additive: bool) -> Case:
     position = torch.arange(keys - queries, keys)
     seen = torch.arange(keys) <= position[:, None]
     mask = torch.stack([seen & (torch.arange(keys) >= pad) for pad in pads])[:, None]
-    # A row of padding sees nothing; as in transformers it is let through, so that no row is NaN.
+    # A row of padding sees nothing; as in transformers its mask is opened, so that no row is NaN.
     mask = mask | ~mask.any(-1, keepdim=True)
     if additive:
         blocked = torch.finfo(case.query.dtype).min
@@ -186,7 +186,7 @@ def test_log_sum_exp_of_the_first_pass_is_used(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_no_digits_are_lost_where_sinks_hold_the_image(dtype: torch.dtype) -> None:
-    """Targets that hold 1e-4 of the image's attention are not computed as a difference."""
+    """Targets with only 1e-4 of the image's attention are not computed as a difference."""
     case = make(dtype)
     key = case.key.clone()
     on_image = case.sinks[0] & case.vision[0]
@@ -197,7 +197,7 @@ def test_no_digits_are_lost_where_sinks_hold_the_image(dtype: torch.dtype) -> No
 
 
 def test_queries_inside_the_image_need_rows() -> None:
-    """Before the image's end a query sees a part of it only; `auto` notices and stays exact."""
+    """Queries before the image's end see only a part of it; `auto` detects that and stays exact."""
     case = replace(make(torch.float64), first_query=30)
     check(case, SETTINGS, "auto")
     with pytest.raises(ValueError, match="vision token comes after the first query"):
@@ -238,7 +238,7 @@ def test_what_leaves_the_output_alone(form: Form) -> None:
     def corrected(settings: VARSettings = SETTINGS, **change: object) -> Tensor:
         c = replace(case, **change)  # type: ignore[arg-type]
         return correct_output(
-            Attended(c.query, c.key, c.value, plain, c.scaling),
+            AttentionPass(c.query, c.key, c.value, plain, c.scaling),
             MarkedKeys(c.sinks, c.vision),
             settings,
             c.first_query,
@@ -264,7 +264,7 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
     )
     plain, expected, effect = dense(wide, SETTINGS)
     out = correct_output(
-        Attended(case.query, case.key, case.value, plain.bfloat16(), case.scaling),
+        AttentionPass(case.query, case.key, case.value, plain.bfloat16(), case.scaling),
         MarkedKeys(case.sinks, case.vision),
         SETTINGS,
         case.first_query,
@@ -277,7 +277,7 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
 
 
 def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows go by log-sum-exps, few by rows; the two differ in their last bits only."""
+    """Many rows use log-sum-exps, few use rows; the two differ only in their last bits."""
     taken: list[int] = []
     real = kernels.attend_with_lse
 
@@ -295,7 +295,7 @@ def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_masks_are_refused() -> None:
     case = make(torch.float32)
-    attended = Attended(case.query, case.key, case.value, torch.zeros_like(case.query), 1.0)
+    attended = AttentionPass(case.query, case.key, case.value, torch.zeros_like(case.query), 1.0)
     with pytest.raises(ValueError, match="sinks has dtype"):
         correct_output(attended, MarkedKeys(case.sinks.float(), case.vision), SETTINGS)
     with pytest.raises(ValueError, match="vision has shape"):
@@ -309,7 +309,7 @@ def test_on_a_gpu(queries: int) -> None:
     _, expected, _ = dense(case, SETTINGS)
     plain, _, _ = dense(case, SETTINGS)
     out = correct_output(
-        Attended(*(x.cuda() for x in (case.query, case.key, case.value, plain)), case.scaling),
+        AttentionPass(*(x.cuda() for x in (case.query, case.key, case.value, plain)), case.scaling),
         MarkedKeys(case.sinks.cuda(), case.vision.cuda()),
         SETTINGS,
         case.first_query,

@@ -1,4 +1,4 @@
-"""VAR reads nothing but tensors on the device, so that a decode step can be recorded as a graph."""
+"""VAR reads only tensors on the device, so that a decode step can be recorded as a graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = VARSettings(dims=(2, 9), tau=2.0, keep=0.3, max_sink_share=0.9, min_i
 
 
 def stage(*settings: VARSettings | None, device: str = "cpu") -> VARIntervention:
-    """A run whose prompt has been seen."""
+    """A run whose prompt has been processed."""
     vision = torch.zeros(PROMPT, dtype=torch.bool)
     vision[4:30] = True
     var = VARIntervention(settings, vision, LAYERS, PROMPT + NEW)
@@ -38,8 +38,8 @@ def rows(keys: int, batch: int = 1, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("dialect", ["official", "paper"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_rows_read_nothing_on_the_host(dialect: str, batch: int) -> None:
-    """Tensors on `meta` have no values: whoever reads one, or needs a shape that depends on
-    values, fails."""
+    """Tensors on `meta` have no values: reading one, or needing a shape that depends on values,
+    fails."""
     own = replace(SETTINGS, dialect=dialect)
     mixed = replace(SETTINGS, dialect="paper", keep=0.9)
     var = stage(*(own, mixed, None)[:batch], device="meta")
@@ -83,7 +83,7 @@ class Counted(TorchDispatchMode):
 
 
 def test_a_decode_step_takes_few_operations() -> None:
-    """On a GPU a step is bound by launches, so their number is kept."""
+    """On a GPU a step is limited by launches, so their number must not grow."""
     var = stage(SETTINGS, None)
     var.rows(LAYER, rows(PROMPT + 1, 2), PROMPT)
     weights = rows(PROMPT + 2, 2)
@@ -96,7 +96,7 @@ def test_a_decode_step_takes_few_operations() -> None:
 
 
 def test_other_settings_in_the_same_tensors() -> None:
-    """What a recorded step has read from is what the new settings are written to."""
+    """New settings are written into the tensors that a recorded step reads."""
     var, weights = stage(SETTINGS, None), rows(PROMPT + 1, 2)
     first = var.rows(LAYER, weights, PROMPT)
     state = var._state[LAYER]
@@ -132,7 +132,7 @@ def test_what_is_fixed_cannot_change(change: dict[str, object]) -> None:
 
 
 class Advancing(Step):
-    """What a recorded step has: one tensor that is advanced in place."""
+    """As in a recorded step: one tensor that is advanced in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_what_is_recorded_goes_where_the_steps_own_tensor_says() -> None:
     for index in range(NEW):
         weights = rows(PROMPT + NEW, seed=index)
         step.tensor.fill_(PROMPT + index)
-        # A recorded step says the same position each time; what it reads is the tensor.
+        # A recorded step passes the same position each time; only the tensor is read.
         var.rows(LAYER, weights, PROMPT)
         other.rows(LAYER, weights, PROMPT + index)
     assert var.report() == other.report()

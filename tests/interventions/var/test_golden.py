@@ -87,7 +87,7 @@ def test_selection_and_redistribution(path: Path, step: str) -> None:
 
         first_query = meta["im"] + meta["n"] if step == "prefill" else 0
         out = redistribute(weights, sinks, vision, settings, first_query)
-        # Where the published code divides 0 by 0, the row stays as it was.
+        # Where the published code divides 0 by 0, the row stays unchanged.
         expected = torch.where(expected.isnan().any(-1, keepdim=True), weights, expected)
         assert out.dtype == weights.dtype
         if weights.dtype == torch.float16:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sinkscope.attention_extractor import generate
-from sinkscope.capture.again import var_settings_of
+from sinkscope.capture.saved_prompt import var_settings_of
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.interventions.var.checks import acting_layers, validate_var
@@ -40,7 +40,7 @@ def test_only_these_heads_change_and_as_in_the_dense_form(
     free: bool, dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of a limited row, a row with all heads and a plain one."""
-    monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: free)
+    monkeypatch.setattr(kernels, "is_on_host", lambda device: free)
     stage = Stage(batch=3)
     some, every = (dataclasses.replace(one, dialect=dialect) for one in (SOME, SETTINGS))
     var = VARIntervention((some, every, None), stage.vision, LAYERS, PROMPT + NEW, heads=4)
@@ -67,7 +67,7 @@ def test_only_these_heads_change_and_as_in_the_dense_form(
         expected = dense(step, step + 1, [1, 2])
         torch.testing.assert_close(rows[:1], expected, rtol=0, atol=1e-12)
         assert torch.equal(rows[0, [0, 3]], stage.plain(step, step + 1)[0, [0, 3]])
-    # What did not change because it may not is not counted as not chosen.
+    # Heads that may not change are not counted as not chosen.
     mine, other = (var.report(row).layers[0] for row in (0, 1))
     assert mine.selected > 0 and mine.moved > 0 and mine != other
 
@@ -98,7 +98,7 @@ def test_both_engines_keep_to_the_heads(handle: ModelHandle, photo: Image.Image)
         steps.attention.float(), loop.attention.float(), rtol=1.1e-3, atol=1e-7
     )
     assert [one["layer"] for one in loop.var["layers"]] == [1, 2]
-    # Up to layer 1 both runs are the same: there only head 0 may differ from the plain run.
+    # Up to layer 1 both runs are equal: there only head 0 may differ from the plain run.
     first = (loop.attention[0, 1] - plain.attention[0, 1]).abs().amax(-1)
     assert float(first[0]) > 1e-4 and float(first[1:].max()) == 0
     all_heads = generate(handle, inputs, GREEDY, dataclasses.replace(VAR, layers=(1, 2)))

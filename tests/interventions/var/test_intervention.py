@@ -61,7 +61,7 @@ class Stage:
         return var.correct(LAYER, query, key, self.value[:, :, :stop], output, SCALE, None)
 
     def decode(self, var: VARIntervention) -> list[Tensor]:
-        """The rescaled rows of the new tokens, one a step."""
+        """The rescaled rows of the new tokens, one per step."""
         return [
             var.rows(LAYER, self.plain(position, position + 1), position)
             for position in range(PROMPT, PROMPT + NEW)
@@ -82,9 +82,9 @@ class Stage:
 
 @pytest.fixture(autouse=True, params=["as on a CPU", "as on a GPU"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test twice: what a GPU does runs on a CPU as well."""
+    """Every test runs twice: the code path for GPUs also runs on a CPU."""
     if request.param == "as on a GPU":
-        monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+        monkeypatch.setattr(kernels, "is_on_host", lambda device: False)
     return str(request.param)
 
 
@@ -132,7 +132,7 @@ def test_a_shared_prefix_is_the_same() -> None:
 
 
 def test_scores_at_the_wrong_place_are_refused() -> None:
-    """A prefix that did not score this layer would shift every sink."""
+    """A prefix that did not score this layer would shift all sinks."""
     stage = Stage()
     var = VARIntervention(
         [SETTINGS], stage.vision, LAYERS, PROMPT + NEW, {LAYER + 1: torch.ones(60)}

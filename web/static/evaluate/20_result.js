@@ -1,4 +1,4 @@
-// Scores and differences, while a run is under way and at its end.
+// Scores and differences, during a run and at its end.
 function figures(now, over) {
   $(".now").hidden = !now.scores.length;
   if (!now.scores.length) return;
@@ -25,7 +25,7 @@ function typed() {
       ...row.differences.map((one) => node("td", {}, ...pair(one, `${one.between}, `, verdict(one)))))))));
 }
 
-// The verdict stands at the beginning of each sentence, up to its colon.
+// The verdict is the beginning of each sentence, up to its colon.
 function sentence({ text, kind }) {
   const end = text.indexOf(": ");
   return end < 0 ? node("li", { class: kind }, text) : node("li", { class: kind }, node("b", {}, text.slice(0, end + 1)), text.slice(end + 1));

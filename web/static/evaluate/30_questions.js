@@ -1,15 +1,15 @@
-// The list of questions: which ones are shown, and a card for each.
-const MOST = 24; // cards, until more are asked for
+// The list of questions: a filter, and a card for each question.
+const MOST = 24; // cards, until "Show more"
 const view = { show: "all", type: "", most: MOST };
 const scoreOf = (one, method) => one.answers.find((answer) => answer.method === method)?.score ?? null;
 
-// 1: the method made it better, -1: worse, 0: as it was, or not known.
+// 1: better with the method, -1: worse, 0: unchanged or unknown.
 function moved(one, method) {
   const before = scoreOf(one, data.baseline), after = scoreOf(one, method);
   return before == null || after == null ? 0 : Math.sign(after - before);
 }
 
-// Each choice: its key, words, the method that it compares, and which questions it has.
+// Each choice: key, label, the compared method, and a test for its questions.
 function choices() {
   const others = data.methods.filter((name) => name !== data.baseline), first = others[0] || data.methods[0];
   const made = [{ key: "all", words: "all", method: first, has: () => true }];

@@ -1,11 +1,11 @@
-// Ids of this browser's runs: whoever has one may see the run, so they stay here.
+// Ids of this browser's runs: an id gives access to the run, so ids stay in the browser.
 const KEPT = "sinkscope-evaluations", MOST_KEPT = 30;
 
 function earlier() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT) || "[]");
     return Array.isArray(kept) ? kept.filter((one) => one && typeof one.id === "string" && typeof one.title === "string") : [];
-  } catch { return []; } // a browser that keeps nothing, or somebody else's text
+  } catch { return []; } // no storage, or an unusable value
 }
 
 function keep(list) {

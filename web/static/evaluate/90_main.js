@@ -1,5 +1,5 @@
 let data = null; // the result on screen
-let coming = null; // id of the run whose numbers are on their way
+let coming = null; // id of the run whose data is being fetched
 const tell = (text) => ($(".told").textContent = text);
 
 function complain(text) {
@@ -7,7 +7,7 @@ function complain(text) {
   $(".alert").textContent = text || "";
 }
 
-// What of the result is to be seen: its end, or how a run stands while it is under way.
+// Which part of the result is shown: the final one, or that of a running run.
 function stage(busy) {
   for (const part of [".settings", ".state", ".warnings", ".said", ".acts", ".rest"]) $(part).hidden = busy;
   $(".blank").hidden = busy || Boolean(data);
@@ -25,7 +25,7 @@ async function show(value) {
   else bar.value = value.fraction;
   complain(phase === "error" && value.message);
   if (busy) {
-    sessionStorage.setItem("sinkscope-evaluation", value.run); // a reload shows what was answered
+    sessionStorage.setItem("sinkscope-evaluation", value.run); // so that a reload shows the answers
     coming = null;
     stage(true);
     $(".title").textContent = value.live ? "So far" : "";
@@ -45,7 +45,7 @@ async function show(value) {
   tell("");
   stage(false);
   build();
-  sessionStorage.setItem("sinkscope-evaluation", data.run); // of this tab alone
+  sessionStorage.setItem("sinkscope-evaluation", data.run); // for this tab only
   remember(data.run, [data.title, ...data.settings.split(", sink")[0].split("VAR: ").slice(1)].join(" · "));
   root.dataset.ready = data.run;
 }
@@ -65,7 +65,7 @@ async function save(what) {
   tell(file.name);
 }
 
-async function forget() { // the run, its answers, and all that was made of it
+async function forget() { // the run, its answers, and all files made from it
   if (!confirm("Delete this run, its answers and its files from the server?")) return;
   const { run } = data, said = await server.forget_evaluation({ run });
   if (!said || said.error) return tell(said ? said.error : "The server does not answer.");
@@ -93,7 +93,7 @@ element.addEventListener("click", ({ target }) => {
   if (drop) keep(earlier().filter((one) => one.id !== drop));
 });
 
-element.evaluation = { view, get data() { return data; } }; // for people who script the page, and for tests
+element.evaluation = { view, get data() { return data; } }; // for scripts and tests
 watch("value", () => props.value && props.value.phase && show(props.value));
 showEarlier();
 (async () => {

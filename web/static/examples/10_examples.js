@@ -1,5 +1,5 @@
-// Example pictures: props.items = [{ url, prompt, image }], value = the one that was chosen. It goes into the form without the
-// server, whose answers to two clicks can come in another order.
+// Example pictures: props.items = [{ url, prompt, image }], value = the chosen one. It is put into the form without the
+// server, whose responses to two clicks can arrive in another order.
 const box = element.querySelector(".examples"), items = props.items || [];
 
 box.hidden = !items.length;

@@ -1,4 +1,4 @@
-// The Experiments tab (web/experiments/payload.py has what it is given). Texts reach the page as text alone.
+// The Experiments tab (web/experiments/payload.py makes its data). Texts reach the page only as text.
 const { node, unzip, unpack, sameOrigin } = document.querySelector("#inspector .scope").parentElement.inspector.tools;
 const $ = (selector) => element.querySelector(selector), root = $(".trial");
 const items = (texts) => texts.map((text) => node("li", {}, text));
@@ -23,7 +23,7 @@ function judge(verdict) {
   const box = $(".verdict");
   box.dataset.word = verdict ? verdict.word : "none";
   $(".word").textContent = verdict ? `${SIGNS[verdict.word]} Verdict: ${verdict.word}` : "No verdict";
-  $(".means").textContent = verdict ? verdict.text : "This experiment measures; it puts no factor to the tests A and B.";
+  $(".means").textContent = verdict ? verdict.text : "This experiment only measures; it does not test a factor for A and B.";
   $(".conditions").replaceChildren(...(verdict ? verdict.conditions.map(condition) : []));
   $(".more").replaceChildren(...items(verdict ? verdict.more : []));
 }
@@ -32,10 +32,10 @@ function condition({ key, name, meaning, holds, word, text, threshold }) {
   return node("div", { class: "condition", "data-holds": holds == null ? "open" : `${holds}` },
     node("h4", {}, `${key} ${name}: `, node("b", {}, word)),
     node("p", {}, text || meaning),
-    threshold && node("p", { class: "threshold" }, `Holds where ${threshold}.`));
+    threshold && node("p", { class: "threshold" }, `Holds if ${threshold}.`));
 }
 
-// All figures in one scale, so that the letters of all are of one size; a click opens the picture itself.
+// All figures have one scale, so that their text has one size; a click opens the picture itself.
 function figure({ alt, note, size, png, pdf }) {
   const picture = node("img", { src: sameOrigin(png), alt, width: size[0], height: size[1] });
   return node("figure", { style: `width: ${Math.round(0.455 * size[0])}px` },

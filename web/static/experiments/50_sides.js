@@ -1,7 +1,7 @@
-// Two finished runs of one experiment side by side. Which runs there are is kept in the storage of this browser tab.
+// Two finished runs of one experiment side by side. The list of runs is in the storage of this browser tab.
 const RUNS = "sinkscope-experiment-runs", MOST = 20;
 const isRun = (one) => one && typeof one.run === "string" && typeof one.text === "string" && Number.isInteger(one.number);
-const runs = () => { // somebody else's text there is no list
+const runs = () => { // an unusable value counts as no list
   try { const kept = JSON.parse(sessionStorage.getItem(RUNS) || "[]"); return Array.isArray(kept) ? kept.filter(isRun) : []; } catch { return []; }
 };
 const pairs = (all) => all.filter((one) => all.some((other) => other.run !== one.run && other.experiment === one.experiment));
@@ -17,7 +17,7 @@ function remember({ experiment, label, compared }, run) {
 }
 
 
-// What can be chosen: A any run that has a second one of its experiment, B one of A's experiment.
+// The choices: for A, any run whose experiment has another run; for B, a run of A's experiment.
 function sides(a, b) {
   const form = $(".sides"), all = pairs(runs());
   form.hidden = !all.length;
@@ -44,7 +44,7 @@ async function beside(what) {
   try {
     found = await (what === "compare" ? server.compare_experiments(asked) : server.open_experiment(asked));
   } catch { found = { error: "The server does not answer." }; }
-  if (root.dataset.phase !== "running" || $(".facts").textContent) return; // a run began meanwhile
+  if (root.dataset.phase !== "running" || $(".facts").textContent) return; // a run has begun in the meantime
   if (!found.error) return show(found);
   root.dataset.phase = before;
   $(".phase").textContent = "Nothing new";

@@ -1,5 +1,5 @@
 let coming = null;
-const KEPT = "sinkscope-experiment"; // in the storage of this browser tab alone
+const KEPT = "sinkscope-experiment"; // in the storage of this browser tab only
 
 function complain(text) {
   $(".alert").hidden = !text;
@@ -9,7 +9,7 @@ function complain(text) {
 async function show(value) {
   const { phase, position } = value;
   const begins = /queued|running/.test(phase) && !/queued|running/.test(root.dataset.phase);
-  if (begins) $(".line").scrollIntoView({ block: "nearest" }); // a form may be long, on a phone above
+  if (begins) $(".line").scrollIntoView({ block: "nearest" }); // the form may be long, and on a phone it is above
   root.dataset.phase = phase;
   $(".phase").textContent = phase === "queued" ? `Waiting: ${position} before yours` : phase === "error" ? "Nothing new" : phase === "empty" ? "Nothing run yet" : value.message;
   $(".facts").textContent = [...(value.facts || []), value.text].filter(Boolean).join(" · ");
@@ -28,7 +28,7 @@ async function show(value) {
   $(".blank").hidden = true;
   $(".work").hidden = false;
   build(header);
-  element.experiment = header; // for people who script the page, and for tests
+  element.experiment = header; // for scripts and tests
   sessionStorage.setItem(KEPT, value.run);
   remember(header, value.run);
   root.dataset.ready = value.run;
@@ -38,7 +38,7 @@ function list(listed) {
   $(".listed").replaceChildren(...listed.map(({ name, question }) => node("li", {}, node("button", { type: "button", "data-name": name }, node("b", {}, name), node("span", {}, question)))));
 }
 
-async function forget() { // the result, and all that was made of it
+async function forget() { // the result, and all files made from it
   if (!confirm("Delete this result and its files from the server?")) return;
   const run = root.dataset.ready, said = await server.forget_experiment({ run });
   if (!said || said.error) return complain(said ? said.error : "The server does not answer.");
@@ -66,5 +66,5 @@ watch("value", () => props.value && props.value.phase && show(props.value));
   const kept = run && (await server.open_experiment({ run }));
   if (!kept || kept.error || coming) return;
   await show(kept);
-  trigger("select", { name: element.experiment.experiment }); // the form stands where it stood
+  trigger("select", { name: element.experiment.experiment }); // the form shows this experiment again
 })();

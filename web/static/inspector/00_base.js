@@ -16,8 +16,8 @@ function node(tag, attributes, ...children) {
   return made;
 }
 
-// Of each part of the page what it was last drawn from: a browser lays out and paints again whatever is written, also the
-// same once more. `key` has all that the part depends on, numbers, texts or objects.
+// For each part of the page, what it was last drawn from: a browser lays out and paints whatever is written, even if it is
+// unchanged. `key` has everything that the part depends on: numbers, texts or objects.
 const drawnFrom = new WeakMap();
 function changed(part, key, name = "") {
   if (!drawnFrom.has(part)) drawnFrom.set(part, {});
@@ -34,8 +34,8 @@ function mark(part, name, value) {
   if (part.getAttribute(name) !== `${value}`) part.setAttribute(name, value);
 }
 
-// New children for old ones. What is alike stays where it is and gets the new words and attributes; so none of the new
-// nodes may have a listener of its own.
+// Replaces children. Nodes of the same kind stay in place and get the new texts and attributes, so the new nodes must not
+// have listeners of their own.
 function renew(parent, made) {
   const had = [...parent.childNodes];
   if (had.length !== made.length) parent.replaceChildren(...made);
@@ -54,7 +54,7 @@ function alike(old, made) {
   return true;
 }
 
-// 0.0123 -> "1.23 %": three digits that matter, so that a small share is never shown as 0.
+// 0.0123 -> "1.23 %": three significant digits, so that a small share is never shown as 0.
 function percent(x) {
   const y = 100 * x;
   if (!Number.isFinite(y)) return "–";
@@ -68,7 +68,7 @@ function percent(x) {
 
 const times = (x) => (x >= 9.95 ? x.toFixed(0) : x >= 0.995 ? x.toFixed(1) : x >= 0.00095 ? x.toPrecision(1) : x ? x.toExponential(0) : "0") + " ×";
 
-// What a token looks like in a strip: blanks and controls made visible, the text otherwise untouched.
+// A token's text in a strip: spaces and control characters are made visible, the rest is unchanged.
 function glyphs(text) {
   if (text === "") return "∅";
   const bidi = /[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
@@ -84,7 +84,7 @@ function glyphs(text) {
 const quoted = (text) => `“${glyphs(text)}”`;
 
 // The state of the view. Tokens, layers and heads are ranges of slots [from, to], both ends included. `own`: the second
-// answer's own tokens, where each answer has a choice of its own. `picked`: single heads in the place of the ranges of
+// answer's tokens, if each answer has its own choice. `picked`: single heads instead of the ranges of
 // layers and heads, { pairs: [[layer, head], ...] in the model's numbers, kind, from, file }.
 const view = {
   t0: 0, t1: 0, own: null, l0: 0, l1: 0, h0: 0, h1: 0, picked: null,
@@ -96,7 +96,7 @@ const view = {
 let run = null; // the run on screen: see data.js
 let pending = null; // id of the run that the page is waiting for
 
-// For people who script the page, and for tests: what is chosen, what is shown, and a way to choose.
+// For scripts and tests: what is chosen, what is shown, and a way to choose.
 element.inspector = {
   view,
   get run() { return run; },
@@ -108,7 +108,7 @@ element.inspector = {
   },
 };
 
-// A run may keep only the mean over its heads, which then stands as head -1.
+// A run may keep only the mean over its heads, as head -1.
 function headWords(index) {
   return index < 0 ? "mean of the heads" : `head ${index}`;
 }

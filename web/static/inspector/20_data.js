@@ -1,4 +1,4 @@
-// The payload (web/runs/payload.py) as arrays, and the arithmetic on it. Nothing here touches the page.
+// The payload (web/runs/payload.py) as arrays, and the arithmetic on it. Nothing here changes the page.
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, float32: Float32Array };
 
 async function unzip(response) {
@@ -34,10 +34,10 @@ function makeRun({ header, arrays }) {
       sinks[slot.get(found.layer)] = found.columns;
       found.columns.forEach((c, k) => scores.set(`${slot.get(found.layer)}:${c}`, found.scores[k]));
     }
-    // The answer's rows; `asked` has the same of the prompt's own tokens (none of them where they were not kept).
+    // The answer's rows; `asked` has the same for the prompt's own tokens (empty if they were not kept).
     const rows = (part, prefix, tokens) => ({
       ...variant, sinks, scores, treated, part, tokens, T: tokens.length,
-      // Two runs side by side may have an image and a grid each; the answers of one run share theirs.
+      // Two runs side by side may have different images and grids; the answers of one run share theirs.
       V: variant.patches || V, images: variant.images || header.images, photo: variant.photo || 0,
       parts: variant.segments || header.segments,
       ...maps(prefix), share: of(prefix + "image"), sink: of(prefix + "sink"), entropy: of(prefix + "entropy"),
@@ -50,7 +50,7 @@ function makeRun({ header, arrays }) {
   return { ...header, id: header.run, L, H, variants, lazyMaps: makeShelf(LAZY_BYTES) };
 }
 
-// What was fetched, up to a number of bytes. Beyond it the least recently used go, but none that is needed now.
+// What was fetched, up to a number of bytes. Beyond it the least recently used items are dropped, except those needed now.
 const LAZY_BYTES = 64e6;
 function makeShelf(most) {
   const items = new Map();
@@ -70,7 +70,7 @@ function makeShelf(most) {
       const item = items.get(key);
       if (!item) return null;
       items.delete(key);
-      items.set(key, item); // now it is the last to go
+      items.set(key, item); // now it is dropped last
       return item.value;
     },
     expect(key) { items.set(key, null); }, // it is being fetched
@@ -89,10 +89,10 @@ function makeShelf(most) {
 // Codes are companded: value = scale * (code / top)^2, so a row's codes are squared and multiplied with scale / top^2.
 const unit = (codes) => (codes instanceof Uint8Array ? 255 : 65535) ** -2;
 
-// What is looked at: the rows of the answers, or those of the prompt's own tokens.
+// The rows that are shown: those of the answers, or of the prompt's own tokens.
 const sides = () => (view.part === "prompt" ? run.variants.map((v) => v.asked) : run.variants);
 
-// Do something as if this one layer were chosen (null: as it is).
+// Call a function as if only this layer were chosen (null: the real choice).
 function onLayer(l, act) {
   const { l0, l1, picked } = view;
   if (l != null) Object.assign(view, { l0: l, l1: l, picked: null });
@@ -101,7 +101,7 @@ function onLayer(l, act) {
   return made;
 }
 
-// What maps are made of: slots of the chosen layers, and the rows (layer, head) of a token's L * H.
+// The parts of a map: slots of the chosen layers, and the chosen (layer, head) rows of a token's L * H.
 const between = (a, b) => Array.from({ length: b - a + 1 }, (_, k) => a + k);
 const pairSlots = () => view.picked.pairs.map(([l, h]) => [run.layers.indexOf(l), run.heads.indexOf(h)]);
 const chosenLayers = () => (view.picked ? [...new Set(pairSlots().map(([l]) => l))] : between(view.l0, view.l1));
@@ -112,7 +112,7 @@ const chosenKey = () => (view.picked ? view.picked.pairs.map((pair) => pair.join
 const allHeads = () => !view.picked && view.h0 === 0 && view.h1 === run.H - 1;
 const needsHeads = () => view.combine !== "mean" || !allHeads();
 
-// What is chosen on a side, whether or not it has so many tokens.
+// The choice on a side, even if it has fewer tokens.
 const hasOwn = (variant) => Boolean(view.own) && variant.part === "answer" && variant.name === run.variants[1].name;
 const chosenOn = (variant) => (hasOwn(variant) ? view.own : [view.t0, view.t1]);
 
@@ -154,8 +154,8 @@ function reduceHeads(codes, scales, at, variant, out, weight) {
   for (let v = 0; v < V; v++) out[v] += own[v] * weight;
 }
 
-// The map of tokens t0..t1 under the current selection: Float32Array (V), attention mass a patch. Without sinks, those
-// of the chosen layers are missing: NaN (methods/without_sinks.py). Null where a large run's heads are not there yet.
+// The map of tokens t0..t1 under the current selection: Float32Array (V), attention mass per patch. With the method "without
+// sinks", sinks of the chosen layers are NaN (methods/without_sinks.py). Null if a large run's heads are not fetched yet.
 function mapOf(variant, t0, t1) {
   const out = new Float32Array(variant.V);
   if (!needsHeads()) addMeans(variant, t0, t1, out);
@@ -174,11 +174,11 @@ function mapOf(variant, t0, t1) {
   return out;
 }
 
-// The methods come with the run (methods/explain.py): what they are called, their words, and why this run cannot give
-// one. Where it is chosen all the same, by a link or for the run before, attention is shown, and the words say why.
+// The methods come with the run (methods/explain.py): name, description, and why this run cannot provide one. If such a
+// method is chosen nevertheless, by a link or from the previous run, attention is shown and the text gives the reason.
 const methodCalled = (name) => run.methods.find((method) => method.name === name) || run.methods[0];
 const SAVED = "a saved page has no model to compute it with";
-// What is computed on demand may be possible for one side alone; what the page draws itself is drawn for both.
+// A method computed on demand may be possible for one side only; methods of the page itself are drawn for both.
 function whyNot(method) {
   if (method.computed && !served) return SAVED;
   const reasons = run.variants.map((v) => method.why[v.name]);
@@ -191,8 +191,8 @@ const SHARES = ["attention mass", "probability"]; // units that are written in %
 const plainly = (x) => (x === 0 ? "0" : Math.abs(x) >= 1000 || Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(2));
 const unitSaid = (unit) => (unit.startsWith("times") ? times : SHARES.includes(unit) ? percent : plainly);
 
-// A relative map is divided by that of a generic prompt under the same selection, or a tenth of that map's mean where it
-// is below (methods/relative.py).
+// A relative map is divided by that of a generic prompt under the same selection, or by a tenth of that map's mean if that
+// is larger (methods/relative.py).
 function genericOf(variant) {
   const { reference } = variant, [p0, p1] = patchesOfImage(variant);
   return kept(reference, "map", [chosenKey(), view.combine, view.image].join(), () => {
@@ -204,7 +204,7 @@ function genericOf(variant) {
   });
 }
 
-// What the colours show: the map itself, or its relation to the generic one.
+// The values that are coloured: the map itself, or its ratio to the generic one.
 function coloured(map, variant) {
   if (map && method().computed) return explainedMap(method().name, variant) || new Float32Array(variant.V).fill(NaN);
   if (!map || !relative()) return map;
@@ -243,7 +243,7 @@ function sinksOf(variant) {
   return count;
 }
 
-// The patches that a control treated in the place of the sinks, in any of the chosen layers.
+// The patches that a control changed instead of the sinks, in any of the chosen layers.
 function treatedOf(variant) {
   const found = new Set();
   for (const l of chosenLayers()) for (const v of (variant.treated || [])[l] || []) found.add(v);
@@ -257,7 +257,7 @@ const patchesOfImage = (variant) => {
   return [image.start, image.start + image.rows * image.columns];
 };
 
-// Cursor and box are cells of the first answer's grid; on another grid they are the same place of the picture.
+// Cursor and box are cells of the first answer's grid; on another grid they mark the same place of the picture.
 function cellOn(cell, from, to) {
   if (cell == null || (from.rows === to.rows && from.columns === to.columns)) return cell;
   const at = (k, n, m) => Math.min(m - 1, Math.floor(((k + 0.5) * m) / n));
@@ -278,7 +278,7 @@ function patchesOfBox(box, variant) {
   return made;
 }
 
-// What depends on few of the choices is computed when one of these changes, and kept beside the rows it is of.
+// Values that depend on few of the choices are computed when one of these changes, and kept with their rows.
 function kept(variant, name, key, make) {
   if (!variant.kept) variant.kept = {};
   const had = variant.kept[name];
@@ -286,7 +286,7 @@ function kept(variant, name, key, make) {
   return variant.kept[name].value;
 }
 
-// Mass that each (token, layer) puts on the box, mean over heads: Float32Array (T, L).
+// Attention mass of each (token, layer) on the box, mean over heads: Float32Array (T, L).
 const boxMass = (variant, box) => kept(variant, "box", JSON.stringify([box, view.image]), () => {
   const { V } = variant, factor = unit(variant.mean), made = new Float32Array(variant.T * run.L);
   const patches = patchesOfBox(box, variant);

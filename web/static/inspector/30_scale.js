@@ -1,5 +1,5 @@
-// From values to places on a colour bar, the same as drawing/scale.py, which says why: a test runs both on the same
-// inputs. Every scale says in words what it does; the words stand under the map.
+// Maps values to positions on a colour bar, as drawing/scale.py does, which explains the scales: a test runs both on the
+// same inputs. Each scale has a description, which is shown under the map.
 const DECADES = 3;
 
 // How many of a map's largest patches are clipped: 1 %, at least three, at most a quarter.
@@ -31,8 +31,8 @@ function pooled(maps) {
   return pool.subarray(0, n);
 }
 
-// The value from which on patches are clipped, and how many lie above; reorders the pool. Fewer are clipped where the
-// others would hold less than 5 % of the sum: then the strongest are the map.
+// The value above which patches are clipped, and their number; reorders the pool. Fewer are clipped if the
+// others would have less than 5 % of the sum: then the strongest patches are the map.
 function clipTop(pool, maps) {
   let k = pool.length - 1 - clipped(pool.length / maps) * maps, below = 0, sum = 0, over = 0;
   nth(pool, k);
@@ -48,11 +48,11 @@ function clipTop(pool, maps) {
 
 const strongest = (count) => (count > 1 ? `the ${count} strongest patches lie` : "the strongest patch lies");
 
-// A scale for one map or a pool of maps: { kind, low, high, over, at(value) -> 0..1, ticks, words }. It is empty, high
-// being 0, where no value is above 0.
+// A scale for one map or a pool of maps: { kind, low, high, over, at(value) -> 0..1, ticks, words }. It is empty (high is
+// 0) if no value is above 0.
 function makeScale(kind, maps, said = percent) {
   const pool = pooled(maps), n = pool.length;
-  if (kind === "rank") pool.sort(); // the other scales need one of the largest only, and pools can be large
+  if (kind === "rank") pool.sort(); // the other scales need only one of the largest values, and pools can be large
   const high = pool.reduce((a, b) => Math.max(a, b), 0);
   if (!(high > 0)) return { kind, low: 0, high: 0, over: 0, at: (x) => x * 0, ticks: [[0, "0"]], words: "no attention here" };
   const along = (parts, value, over) => Array.from({ length: parts + 1 }, (_, k) =>
@@ -66,7 +66,7 @@ function makeScale(kind, maps, said = percent) {
   }
   if (kind === "rank") {
     const at = (x) => {
-      let a = 0, b = n; // patches strictly below x: equal ones share the lowest place
+      let a = 0, b = n; // patches strictly below x: equal ones share the lowest rank
       while (a < b) {
         const m = (a + b) >> 1;
         if (pool[m] < x) a = m + 1;
@@ -87,7 +87,7 @@ function makeScale(kind, maps, said = percent) {
   };
 }
 
-// The scale of values of either sign: 0 in the middle, clipped the same way.
+// The scale of signed values: 0 in the middle, clipped in the same way.
 function makeSigned(maps, said = percent) {
   const sizes = pooled(maps).map(Math.abs), [top, over] = clipTop(sizes, maps.length), beyond = (sign) => (over ? sign : "");
   if (!(top > 0)) return { kind: "signed", low: 0, high: 0, over: 0, at: (x) => x * 0 + 0.5, ticks: [[0.5, "0"]], words: "no difference anywhere" };
@@ -98,7 +98,7 @@ function makeSigned(maps, said = percent) {
   };
 }
 
-// right - left, all 0 where that could be the rounding of the float16 that traces keep.
+// right - left; all 0 if the difference may be the float16 rounding of traces.
 function differenceOf(left, right, idle) {
   const made = right.map((x, i) => x - left[i]), largest = (map) => map.reduce((a, b) => (b > a ? b : a), 0);
   return idle || largest(made.map(Math.abs)) <= 2 ** -10 * Math.max(largest(left), largest(right)) ? made.fill(0) : made;

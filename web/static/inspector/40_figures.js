@@ -1,6 +1,6 @@
-// The photo with its map: one figure a variant, and one for their difference.
+// The photo with its map: one figure per variant, and one for their difference.
 const picture = { images: [], bases: new Map() };
-const tiny = document.createElement("canvas"); // one pixel a patch, scaled up when drawn
+const tiny = document.createElement("canvas"); // one pixel per patch, scaled up when drawn
 
 function buildFigures() {
   const names = run.variants.map((v) => v.name), labels = Object.fromEntries(run.variants.map((v) => [v.name, v.label]));
@@ -23,7 +23,7 @@ function buildFigures() {
   delete $(".figures").dataset.names; // their sizes are not known yet
 }
 
-// Four layers at once: which one each of the four figures shows, at first spread over the depth.
+// Four layers at once: the layer of each of the four figures, initially spread over the depth.
 function layerChoice(slot) {
   const change = (event) => {
     view.layers[slot] = +event.target.value;
@@ -39,7 +39,7 @@ function fourLayers() {
   return view.layers;
 }
 
-// The figures on screen but the difference: name, whose rows, and the one layer of it (null: as chosen).
+// The figures on screen except the difference: name, rows, and the figure's own layer (null: as chosen).
 const looks = () => (view.four ? fourLayers().map((l, k) => ({ name: `four-${k}`, side: sides().find((v) => v.name === view.four) || sides()[0], l }))
   : sides().map((side) => ({ name: side.name, side, l: null })));
 const lookOf = (name) => looks().find((look) => look.name === name) || { name, side: sides()[0], l: null, both: true };
@@ -51,7 +51,7 @@ const variantOf = (figure) => lookOf(figure.dataset.variant).side;
 function fit(figure) {
   const stage = figure.querySelector(".stage"), variant = variantOf(figure), image = imageOf(variant);
   if (changed(stage, [image.width / image.height], "ratio")) stage.style.setProperty("--ratio", image.width / image.height);
-  stage.wide ||= stage.clientWidth; // reading it after a change makes the browser lay the page out twice
+  stage.wide ||= stage.clientWidth; // reading it after a change would cause a second layout
   const wide = stage.wide, dense = Math.min(2, window.devicePixelRatio || 1);
   const width = Math.max(1, Math.round(wide * dense));
   const height = Math.max(1, Math.round((width * image.height) / image.width));
@@ -69,8 +69,8 @@ function forgetSizes() {
   fillWindow();
 }
 
-// As large as leaves the colour bar in the window, when nothing is scrolled: the maps are what one came for.
-const BELOW = 58, LEAST = 240; // px: the read-out and the colour bar; no map is lower than this
+// As large as possible with the colour bar still in the window, without scrolling.
+const BELOW = 58, LEAST = 240; // px: the read-out and the colour bar; the smallest height of a map
 function fillWindow() {
   const title = $(".figure:not([hidden]) .title"), desk = $(".desk");
   if (!title || !desk.offsetParent) return;
@@ -78,7 +78,7 @@ function fillWindow() {
   desk.style.setProperty("--free", `${Math.max(LEAST, Math.floor(window.innerHeight - top - BELOW))}px`);
 }
 
-// The photo as it lies under the map, drawn once for each size and style.
+// The photo under the map, drawn once for each size and style.
 function base(width, height, variant) {
   const photo = variant.photo + variant.images.indexOf(imageOf(variant)), key = `${photo}:${width}x${height}:${view.photo}`;
   if (picture.bases.has(key)) return picture.bases.get(key);
@@ -118,7 +118,7 @@ function drawMap(size, map, scale, sinks, treated = []) {
     const brush = tiny.getContext("2d"), pixels = brush.createImageData(columns, rows), d = pixels.data;
     for (let p = 0; p < rows * columns; p++) {
       const x = scale.at(map[start + p]), q = Math.round(x * 255) * 3;
-      if (!(x >= 0)) continue; // missing: the photo as it is
+      if (!(x >= 0)) continue; // missing: only the photo
       const size = diverging ? Math.abs(x - 0.5) * 2 : x;
       d[p * 4] = table[q];
       d[p * 4 + 1] = table[q + 1];
@@ -136,7 +136,7 @@ function drawMap(size, map, scale, sinks, treated = []) {
   for (const v of treated) drawTreated(ink, v - start, image, width, height, dense);
 }
 
-// A patch that a control treated: a ring, so that it is never taken for a sink.
+// A patch that a control changed: a ring, to distinguish it from a sink.
 function drawTreated(ink, patch, image, width, height, dense) {
   if (patch < 0 || patch >= image.rows * image.columns) return;
   const w = width / image.columns, h = height / image.rows;
@@ -149,7 +149,7 @@ function drawTreated(ink, patch, image, width, height, dense) {
   }
 }
 
-// A sink: a boxed x with a double stroke. Told by shape, not colour; half-drawn where most chosen layers lack it.
+// A sink: a boxed x with a double stroke, recognised by shape instead of colour; fainter if most chosen layers lack it.
 function drawSink(ink, patch, share, image, width, height, dense) {
   if (patch < 0 || patch >= image.rows * image.columns) return;
   const w = width / image.columns, h = height / image.rows;
@@ -170,7 +170,7 @@ function drawSink(ink, patch, share, image, width, height, dense) {
   }
 }
 
-// Cursor and chosen box, on a canvas of their own: moving the mouse never redraws the map.
+// Cursor and chosen box, on a separate canvas, so that moving the mouse does not redraw the map.
 function paintInk() {
   if (!run) return;
   for (const stage of element.querySelectorAll(".stage")) {
@@ -197,11 +197,11 @@ function paintInk() {
   paintPatch();
 }
 
-// Two runs of different images or grids have no difference of their maps.
+// Two runs with different images or grids have no difference map.
 const canDiffer = () => run.variants.length > 1 && run.comparable !== false;
 
-// Everything that the figures show, computed once a repaint and kept for the hover read-out: raw maps, what is
-// coloured of them, and the numbers beside them. By the name of the figure.
+// Everything that the figures show, by the figure's name, computed once per repaint and kept for the hover read-out: raw
+// maps, coloured values, and the numbers beside them.
 let shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
 
 function paintFigures() {
@@ -213,11 +213,11 @@ function paintFigures() {
     shown.drawn[name] = coloured(shown.maps[name], side);
     shown.shares[name] = span ? sharesOf(side, span[0], span[1]) : null;
   });
-  sides().forEach((side) => read({ name: side.name, side, l: null })); // the numbers beside the figures are of these
+  sides().forEach((side) => read({ name: side.name, side, l: null })); // the numbers beside the figures are from these
   const here = looks();
   if (view.four) here.forEach(read);
   const there = here.filter(({ name }) => shown.maps[name]);
-  // Over the whole answer also a side that has ended counts, so that its end moves no colours.
+  // Over the whole answer a side that has ended counts too, so that its end does not change the colours.
   const shared = view.same && here.length > 1 ? scaleFor(overAnswer() ? here : there) : null;
   for (const look of there) shown.scales[look.name] = shared || scaleFor([look]);
   const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
@@ -233,10 +233,10 @@ function paintFigures() {
 
 const ofImage = (map, side) => map.subarray(...patchesOfImage(side));
 
-// Whether the range can be that of the whole answer: a large run has single heads only of some tokens.
+// Whether the range can be that of the whole answer: a large run has single heads of only some tokens.
 const overAnswer = () => view.range === "answer" && !method().computed && !(needsHeads() && sides().some((side) => !side.full));
 
-// The scale of one or several figures: over this selection's maps, or over every token's (kept: it is the costly one).
+// The scale of one or several figures: over this selection's maps, or over every token's (which is expensive, so it is kept).
 function scaleFor(some) {
   if (!overAnswer()) {
     const maps = some.map(({ name, side }) => ofImage(shown.drawn[name], side));
@@ -253,7 +253,7 @@ function scaleFor(some) {
   return run.scales.get(key);
 }
 
-// What the colours mean, in words. A method that this run cannot give says why.
+// The description of the colours. If the run cannot provide the chosen method, it gives the reason.
 function scaleWords(scale, side, shared) {
   const wanted = methodCalled(view.method), why = whyNot(wanted), range = overAnswer() ? `; range of the whole ${side.part}` : "";
   return `${why ? `not ${wanted.label}, for ${why}; instead ` : ""}${method().words[side.name]} · ${scale.words}${range}` +
@@ -312,7 +312,7 @@ function paintDifference() {
   const figure = $('.figure[data-variant="difference"]');
   if (!figure || figure.hidden) return;
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
-  // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
+  // If VAR changed nothing, the difference of two passes is rounding, and is not drawn.
   const idle = run.kind !== "pair" && run.variants.some((v) => v.var && v.var.changed === false);
   const both = a && b ? differenceOf(a, b, idle) : null, size = fit(figure);
   shown.maps.difference = shown.drawn.difference = both;
@@ -342,7 +342,7 @@ function paintPatch() {
     }
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
-    const there = map[v] === map[v]; // else it is left out
+    const there = map[v] === map[v]; // else it is missing
     let text = `patch ${row}, ${column}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
     if (!both && there) {
       if (method().computed) {
@@ -371,7 +371,7 @@ function sinkScore(variant, v) {
   return best;
 }
 
-// Pointer and keys on a figure: hover reads, a click or drag chooses patches for the reverse look-up.
+// Pointer and keys on a figure: hovering shows values, a click or drag chooses patches for the reverse look-up.
 function watchStage(stage) {
   let from = null;
   const cell = (event) => {
@@ -414,7 +414,7 @@ function watchStage(stage) {
     if (step) {
       const now = view.cursor == null ? Math.floor(rows / 2) * columns + Math.floor(columns / 2) : view.cursor + step;
       const cell = (k) => [Math.floor(k / columns), k % columns], to = clamp(now, 0, rows * columns - 1);
-      stage.corner = event.shiftKey ? stage.corner ?? view.cursor ?? to : null; // where a box began that Shift makes larger
+      stage.corner = event.shiftKey ? stage.corner ?? view.cursor ?? to : null; // the start of a box that is extended with Shift
       view.cursor = to;
       if (event.shiftKey) setBox(cell(stage.corner), cell(to));
       paintInk();

@@ -1,5 +1,5 @@
-// Of a question about several images: which one the maps are of. Each has a small picture, and the share of the chosen
-// tokens' attention that falls on it.
+// For a question about several images: the image of the maps. Each image has a small picture, and the share of the chosen
+// tokens' attention on it.
 function buildImages() {
   const box = $(".pictures");
   box.hidden = run.images.length < 2;
@@ -21,7 +21,7 @@ function chooseImage(k) {
   repaint();
 }
 
-// What falls on one image of all: the sum of its patches, where the map is a mean.
+// The attention on one of the images: the sum of its patches, if the map is a mean.
 function shareOfImage(variant, map, k) {
   const image = variant.images[k];
   if (!image || !map || view.combine !== "mean") return null;

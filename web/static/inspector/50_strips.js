@@ -1,4 +1,4 @@
-// The answers as strips of tokens: choose one, or a range. Both answers share one choice, unless each is to have its own.
+// The answers as strips of tokens: choose one, or a range. Both answers share one choice, unless each has its own.
 function buildStrips() {
   const asked = promptStrips();
   $(".strips").replaceChildren(...asked.map(({ name, label, variant }) => promptStrip(name, label, variant.asked)),
@@ -26,7 +26,7 @@ function buildStrips() {
 const gainKey = (most) => node("span", { class: "gains", title: "Change of each token's log-probability under VAR, on the same text" },
   node("b", {}, "Δ log p"), node("span", {}, `−${most.toFixed(1)}`), node("i", {}), node("span", {}, `+${most.toFixed(1)}`));
 
-// Where two answers part, their tokens of one number say different things: each side may have a choice of its own.
+// After two answers diverge, tokens of the same index differ, so each side may have its own choice.
 function canPart() {
   const [a, b] = run.variants;
   return Boolean(b) && !run.same_text && (a.T !== b.T || a.tokens.some((token, i) => token.t !== b.tokens[i].t));
@@ -41,7 +41,7 @@ function chooseApart(on) {
   repaint();
 }
 
-// The prompt's own tokens: one strip for both answers, or one each where two runs had other prompts.
+// The prompt's own tokens: one strip for both answers, or one each if two runs had different prompts.
 function promptStrips() {
   const there = run.variants.filter((v) => v.asked.T), texts = new Set(there.map((v) => v.asked.tokens.map((t) => t.t).join("\u0000")));
   return there.slice(0, texts.size).map((variant, k) => ({ variant,
@@ -62,7 +62,7 @@ function promptStrip(name, label, asked) {
 
 const foldButton = (text, testid) => node("button", { type: "button", class: "plain", "data-testid": testid, onclick: () => foldPrompt(!view.prompt) }, text);
 
-// The prompt as one quiet line, or as tokens that can be chosen.
+// The prompt as one line, or as tokens that can be chosen.
 function foldPrompt(open = view.prompt) {
   const strips = element.querySelectorAll(".strip.prompt"), asked = $(".asked");
   view.prompt = open;
@@ -89,7 +89,7 @@ function finishWords(variant) {
     stop_string: `${count}, ended by a stop string` }[variant.finish] || count;
 }
 
-// On the same text: what VAR did to the log-probability of this very token.
+// On the same text: VAR's change of this token's log-probability.
 function sameTextGain(i) {
   const [a, b] = run.variants.map((v) => v.tokens[i]);
   return a && b && a.p > 0 && b.p > 0 ? Math.log(b.p) - Math.log(a.p) : null;
@@ -118,7 +118,7 @@ function chip(name, token, i, parts, gain, most) {
   return made;
 }
 
-let marks = { answer: [0, 0], prompt: [0, 0] }; // the last choice in each part: where Tab comes back to
+let marks = { answer: [0, 0], prompt: [0, 0] }; // the last choice in each part, to which Tab returns
 
 function markTokens(focusIn) {
   marks[view.part] = [view.t0, view.t1];
@@ -135,7 +135,7 @@ function markTokens(focusIn) {
     const here = box.querySelector(`[data-i="${from}"]`);
     if (!here) continue;
     if (focusIn === variant) here.focus({ preventScroll: true });
-    requestAnimationFrame(() => reveal(box, here)); // once all is changed: it makes the browser lay the page out
+    requestAnimationFrame(() => reveal(box, here)); // after all changes, because it causes a layout
   }
 }
 
@@ -150,7 +150,7 @@ function reveal(box, chipNode) {
 
 const longest = () => Math.max(1, ...sides().map((v) => v.T));
 
-// `name`: the answer whose token was chosen; where each has its own choice, the other one's stays.
+// `name`: the answer whose token was chosen; if each has its own choice, the other one's stays.
 function selectTokens(from, to, focusIn, part = view.part, name = null) {
   view.part = part;
   const second = run.variants[1], span = (last) => [Math.min(from, to), Math.max(from, to)].map((t) => clamp(t, 0, last));
@@ -160,12 +160,12 @@ function selectTokens(from, to, focusIn, part = view.part, name = null) {
   repaint();
 }
 
-// With a box chosen, the strips show who looked there: the background is the share of each token's image attention.
+// If a box is chosen, the strips show which tokens looked there: the background is the share of the token's image attention.
 let tinted = null;
 function tintTokens() {
   if (!view.box && !tinted) return;
   tinted = view.box;
-  root.toggleAttribute("data-boxed", Boolean(view.box)); // pale words on a tint would be hard to read
+  root.toggleAttribute("data-boxed", Boolean(view.box)); // pale words on a coloured background would be hard to read
   const strips = [...promptStrips().map(({ name, variant }) => [name, variant.asked]), ...run.variants.map((v) => [v.name, v])];
   for (const [name, side] of strips) {
     const found = view.box ? lookUp(side) : null;
@@ -211,7 +211,7 @@ function watchStrips() {
   });
   window.addEventListener("pointerup", () => (dragging = false));
   strips.addEventListener("click", (event) => {
-    // A key press or a script's click() has no pointer before it.
+    // No pointer event precedes a key press or a script's click().
     const hit = chipAt(event);
     if (hit && run && event.detail === 0) selectTokens(+hit.dataset.i, +hit.dataset.i, null, partOf(hit), nameOf(hit));
   });

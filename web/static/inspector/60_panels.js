@@ -1,4 +1,4 @@
-// Where in the model it happens: token x layer, and layer x head beside it on the same rows.
+// Quantities by token x layer, and by layer x head beside it on the same rows.
 const DIFFERENCE = { name: "difference", label: "Difference" }; // second answer minus the first
 
 function buildPanels() {
@@ -31,7 +31,7 @@ function panelCell(event, canvas, kind, variant) {
   };
 }
 
-// A click goes there; a second click on the same place goes back to all.
+// A click selects the cell; a second click on it selects all again.
 function pickPanel(kind, variant, { x, l }, extend) {
   const oneLayer = view.l0 === l && view.l1 === l;
   if (kind === "time") {
@@ -53,15 +53,15 @@ function pickPanel(kind, variant, { x, l }, extend) {
 
 const amount = (x, quantity) => (quantity === "entropy" ? `${x.toFixed(2)} nats` : percent(x));
 
-let grids = {}; // what the panels show, for their read-outs: (across, layer) -> value, null where there is none
+let grids = {}; // the panels' values, for their read-outs: (across, layer) -> value, or null
 
 function paintPanels() {
   grids = {};
-  const q = view.quantity, single = q === "box" ? "image" : q, whole = q === "sink" ? 1 : null; // a share of shares runs to 100 %
+  const q = view.quantity, single = q === "box" ? "image" : q, whole = q === "sink" ? 1 : null; // this share goes up to 100 %
   for (const variant of sides()) {
     const span = shown.spans[variant.name], time = tokenLayer(variant, q), heads = span ? layerHead(variant, span[0], span[1], single) : null;
     grids[variant.name] = {
-      time: (x, l) => (x < variant.T ? time[x * run.L + l] : null), // both sides over the same tokens, below each other
+      time: (x, l) => (x < variant.T ? time[x * run.L + l] : null), // both sides over the same tokens, one below the other
       heads: (x, l) => (heads ? heads[l * run.H + x] : null),
       from: { time: [time], heads: [variant, single, ...(span || [null])] }, // what these depend on
     };
@@ -118,7 +118,7 @@ function drawGrid(canvas, across, value, place, table) {
   for (let y = 0; y < down; y++)
     for (let x = 0; x < across; x++) {
       const here = value(x, y);
-      if (here == null) continue; // this answer has no such token: leave it blank
+      if (here == null) continue; // this answer has no such token: blank
       const i = (y * across + x) * 4, q = Math.round(clamp(place(here), 0, 1) * 255) * 3;
       for (let c = 0; c < 3; c++) pixels.data[i + c] = table[q + c];
       pixels.data[i + 3] = 255;
@@ -127,7 +127,7 @@ function drawGrid(canvas, across, value, place, table) {
   canvas.parentElement.style.setProperty("--down", down);
 }
 
-// What is chosen, framed.
+// The frame of the selection.
 function frameGrid(panelNode, across, chosen) {
   const frame = panelNode.querySelector(".frame"), down = run.L;
   if (!changed(frame, chosen ? [across, down, chosen.x0, chosen.x1, view.l0, view.l1] : [])) return;
@@ -137,7 +137,7 @@ function frameGrid(panelNode, across, chosen) {
   for (const [side, size] of Object.entries(part)) frame.style[side] = `${100 * size}%`;
 }
 
-// Single heads that are chosen: each has its own frame.
+// The frames of single heads.
 function markPicked(panelNode) {
   const plot = panelNode.querySelector(".plot"), size = `width:${100 / run.H}%;height:${100 / run.L}%`;
   for (const old of plot.querySelectorAll(".pick")) old.remove();
@@ -152,7 +152,7 @@ function paintKey(key, table, low, high) {
   write(key.lastChild, high);
 }
 
-// Some numbers along both sides, each at the middle of its cell: of tokens the places, of layers and heads the model's own.
+// Axis numbers, each at the middle of its cell: token indices, and the model's own layer and head numbers.
 function paintAxes(panelNode, across, heads) {
   if (!changed(panelNode, [across, heads])) return;
   const put = (axis, count, most, words) => {

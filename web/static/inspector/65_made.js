@@ -1,5 +1,5 @@
-// What made this run, in the words of its settings (drawing/made.py): under the header, in the list of runs and on pictures.
-// Of two runs side by side a table says it (84_runs.js).
+// The settings that made this run (drawing/run_summary.py): under the header, in the list of runs and on pictures.
+// For two runs side by side there is a table (84_runs.js).
 const madeWords = () => (run.made ? run.made.split(" · ") : []);
 
 function showMade() {

@@ -1,6 +1,6 @@
-// A note on the view, in the words of whoever passes it on: in the link and in the saved page, as text and bounded.
+// The user's note on the view, in the link and in the saved page: text of limited length.
 const NOTE_MOST = 500;
-// Neither controls nor what turns the direction of the text around it.
+// Without control characters, and without characters that change the text direction.
 const plainNote = (text) => `${text}`.slice(0, NOTE_MOST).replace(/[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, " ").replace(/\s+/g, " ").trim();
 
 function showNote() {

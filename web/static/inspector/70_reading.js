@@ -1,4 +1,4 @@
-// The numbers beside the map: what else the model considered, where the attention went, which patches, which tokens.
+// The numbers beside the map: alternatives of the token, distribution of its attention, strongest patches, tokens of a box.
 const SEGMENT_COLOURS = { system: "a", image: "b", user: "c", template: "d", answer: "e", assistant: "e" };
 
 function buildReading() {
@@ -14,7 +14,7 @@ function buildReading() {
   }
 }
 
-// What VAR did, layer by layer: it does not depend on the chosen token.
+// VAR's report by layer; it does not depend on the chosen token.
 function showReport(report, cardNode) {
   const rows = report.layers.map((layer) => node("tr", {},
     node("th", { scope: "row" }, `layer ${layer.layer}`),
@@ -82,7 +82,7 @@ function paintBudget() {
         node("i", { class: `s-${SEGMENT_COLOURS[part.kind] || "d"}`, style: `flex-grow:${part.x.toFixed(5)}`, title: `${part.label} ${percent(part.x)}` }))),
       node("ul", { class: "legend" }, ...parts.map((part) =>
         node("li", {}, node("i", { class: `s-${SEGMENT_COLOURS[part.kind] || "d"}` }), node("span", {}, part.label), node("output", {}, percent(part.x))))),
-      // Parts are kept as means over the heads; without these words they would seem to contradict the map's share.
+      // Parts are kept as means over the heads; without this note they would seem to contradict the map's share.
       node("p", { class: "quiet" }, allHeads() ? `entropy ${share.entropy.toFixed(2)} nats`
         : `over all heads of these layers; the chosen heads: image ${percent(share.image)}, entropy ${share.entropy.toFixed(2)} nats`));
     return column;
@@ -112,7 +112,7 @@ function paintTop() {
   renew($(".patches .body"), made);
 }
 
-// A row of the strongest patches shows its patch on the images.
+// Pointing at one of the strongest patches marks it on the images.
 function watchTop(body) {
   const point = (event) => {
     const row = event.type === "pointermove" && event.target.closest("tr[data-cell]"), cell = row ? +row.dataset.cell : null;

@@ -1,21 +1,21 @@
-// "Does it matter?": what the answers owe to the box on the image, beside other boxes of its size (web/explore/region.py).
-// Asked for by an event that waits in the line for the model; the answers are values of phase "region".
-const regions = new Map(); // what was found: by side, under the run, image, box and way that it was found for
+// "Does it matter?": how much the answers depend on the box, compared with other boxes of its size (web/explore/region.py).
+// Requested by an event that waits in the model's queue; the results are values of phase "region".
+const regions = new Map(); // results by side, under the run, image, box and way of the test
 const REGIONS_MOST = 40;
-let testing = null; // the test under way: { ask, key, at, message, fraction }
+let testing = null; // the running test: { ask, key, at, message, fraction }
 let way = "cut";
 const WAYS = { cut: "attention to it cut", grey: "its pixels greyed" };
 
 const regionKey = () => run && view.box && [run.id, view.image, ...["r0", "c0", "r1", "c1"].map((n) => view.box[n]), way].join();
 const regionHere = () => (view.box && regions.get(regionKey())) || null;
-const inTime = () => testing && Date.now() - testing.at < 600000; // a server that went away must not lock the button for ever
+const inTime = () => testing && Date.now() - testing.at < 600000; // a server that has ended must not lock the button for ever
 
 function boxWords({ r0, c0, r1, c1 }) {
   const span = (what, a, b) => (a === b ? `${what} ${a}` : `${what}s ${a}–${b}`);
   return r0 === r1 && c0 === c1 ? `patch ${r0}, ${c0}` : `${span("row", r0, r1)}, ${span("column", c0, c1)}`;
 }
 
-// For fingers, which scroll where a mouse drags.
+// For touch screens, on which dragging scrolls.
 function largerBox() {
   const { rows, columns } = imageOf(run.variants[0]), { r0, c0, r1, c1 } = view.box;
   setBox([Math.max(0, r0 - 1), Math.max(0, c0 - 1)], [Math.min(rows - 1, r1 + 1), Math.min(columns - 1, c1 + 1)]);
@@ -55,7 +55,7 @@ function showRegion(value) {
   if (!testing && regionHere() && value.ask) bringIntoView($(".card.region"));
 }
 
-// The line above the maps (what is chosen, what can be asked), the card beside them, and the marks in the answers.
+// The line above the maps (the box and its buttons), the card beside them, and the marks in the answers.
 function paintRegion() {
   const line = $(".boxed"), found = regionHere(), busy = inTime(), mine = busy && testing.key === regionKey();
   line.hidden = !view.box && !busy;
@@ -69,7 +69,7 @@ function paintRegion() {
     made.push(node("button", { type: "button", class: "plain ask", "data-do": "region", "data-testid": "region-test", onclick: testRegion,
       title: "Read the answer again without what is in the box, and compare with other boxes of its size (m)" }, "Does it matter?"));
   }
-  if (view.box) made.push(node("button", { type: "button", class: "plain touch", "data-do": "larger", onclick: largerBox, title: "One patch more on each side" }, "larger"),
+  if (view.box) made.push(node("button", { type: "button", class: "plain touch", "data-do": "larger", onclick: largerBox, title: "Add one patch on each side" }, "larger"),
     node("button", { type: "button", class: "plain", "data-do": "clear-box", onclick: () => setBox(null), title: "Choose no box (Escape on the image)" }, "clear"));
   keepFocus(line, made);
   const card = $(".card.region");
@@ -78,7 +78,7 @@ function paintRegion() {
   markRegion(found);
 }
 
-// New children for old ones: whoever had the focus keeps it.
+// Replaces children and keeps the focus.
 function keepFocus(parent, made) {
   const held = parent.contains(document.activeElement) ? document.activeElement.dataset.do : null;
   parent.replaceChildren(...made.filter(Boolean));
@@ -87,7 +87,7 @@ function keepFocus(parent, made) {
 }
 
 function regionCard(found, mine) {
-  const choice = node("select", { "data-do": "way", "data-testid": "region-way", "aria-label": "How the box is taken away", onchange: (event) => {
+  const choice = node("select", { "data-do": "way", "data-testid": "region-way", "aria-label": "How the box is removed", onchange: (event) => {
     way = event.target.value;
     if (!regionHere()) keepRegion(regionKey(), {});
     paintRegion();
@@ -118,7 +118,7 @@ function regionSide(variant, side) {
     node("p", { class: "quiet small" }, whole ? side.notes.join(" ") : `${side.other_boxes} of ${side.planned} other boxes so far.`));
 }
 
-// One column a token: its change in nats, before the range in which 90 % of the other boxes lie.
+// One column per token: its change in nats, over the range of 90 % of the other boxes.
 function regionChart(variant, side) {
   const ends = side.tokens.flatMap(({ change, random_range: r }) => (r ? [change, r[1], r[3]] : [change]));
   const low = Math.min(-0.05, ...ends), high = Math.max(0.05, ...ends), at = (x) => (100 * (high - clamp(x, low, high))) / (high - low);
@@ -132,10 +132,10 @@ function regionChart(variant, side) {
   const ticks = [0, ...[low, high].filter((x) => Math.abs(at(x) - at(0)) > 16)].map(tick);
   return node("div", { class: "nats", "aria-hidden": "true" }, node("div", { class: "ticks-y" }, ...ticks),
     node("div", { class: "columns", style: `--zero:${at(0)}%` }, ...columns),
-    node("p", { class: "key" }, node("span", {}, "change of log p in nats, a column a token"), node("span", { class: "is-others" }, "where 90 % of the other boxes lie"), node("span", { class: "is-own" }, "this box, where it stands out")));
+    node("p", { class: "key" }, node("span", {}, "change of log p in nats, one column per token"), node("span", { class: "is-others" }, "where 90 % of the other boxes lie"), node("span", { class: "is-own" }, "this box, where it stands out")));
 }
 
-// In the answers: the words for which the box stands out.
+// Marks in the answers: the words for which the box stands out.
 function markRegion(found) {
   for (const old of element.querySelectorAll("sup.region")) old.remove();
   if (!found || !found.sides || root.dataset.phase === "streaming") return;

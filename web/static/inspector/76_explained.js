@@ -1,22 +1,22 @@
-// Methods that read the model (web/explore/explaining.py): computed on demand, their maps side by side, and how far they agree.
-// A click on a map shows it over the photo. Asked for by an event that waits in the line for the model; the answers are
-// values of phase "explain". What is there already comes by a server function, for any layers and heads.
-const explanations = new Map(); // what is known: by side and method, under run, tokens, layers, heads and how they combine
+// Methods that need the model (web/explore/explaining.py): computed on demand, with their maps side by side and their
+// correlations. A click on a map shows it over the photo. Requested by an event that waits in the model's queue; the results
+// are values of phase "explain". Maps that are computed already come by a server function, for any layers and heads.
+const explanations = new Map(); // results by side and method, under run, tokens, layers, heads and how these are combined
 const EXPLANATIONS_MOST = 24;
-let explaining = null; // the job under way: { ask, key, at, message, fraction }
+let explaining = null; // the running job: { ask, key, at, message, fraction }
 let comparing = false; // whether the small maps are open
 
 const explainKey = () => run && [run.id, view.t0, view.t1, chosenKey(), view.combine].join();
 const explainedHere = () => explanations.get(explainKey()) || null;
-const explains = () => explaining && Date.now() - explaining.at < 600000; // a server that went away must not lock it for ever
+const explains = () => explaining && Date.now() - explaining.at < 600000; // a server that has ended must not lock it for ever
 
 function explainedOf(name, variant) {
-  if (hasOwn(variant)) return null; // they are asked for one choice of tokens
+  if (hasOwn(variant)) return null; // they need one choice of tokens
   const here = explainedHere(), side = here && here.sides && here.sides[variant.name];
   return (side && side[name]) || null;
 }
 
-// The map of a computed method on a side's cells: Float32Array (V); null where it is not there (yet).
+// The map of a computed method on a side's cells: Float32Array (V); null if there is none (yet).
 function explainedMap(name, variant) {
   const made = view.part === "answer" ? explainedOf(name, variant) : null;
   if (!made || !made.values || made.values.length !== variant.V) return null;
@@ -46,7 +46,7 @@ function keepExplained(key, sides) {
   return explanations.get(key);
 }
 
-// What the server has for this selection; asked once for each.
+// The server's maps for this selection; requested once.
 async function lookUpExplained() {
   const key = explainKey();
   if (!served || view.part !== "answer" || explanations.has(key)) return;
@@ -72,7 +72,7 @@ function showExplained(value) {
   const { key } = explaining, over = value.done || value.error;
   Object.assign(explaining, { at: Date.now(), message: value.message || explaining.message, fraction: value.fraction || 0 });
   const made = explanations.get(key) || keepExplained(key, null);
-  // A job may compute one method; what is known of the others stays.
+  // A job may compute only one method; results of the others stay.
   for (const [name, found] of Object.entries(value.sides || {})) made.sides[name] = { ...made.sides[name], ...found };
   made.error = value.error;
   if (over) {
@@ -89,7 +89,7 @@ function paintExplained() {
   if (box.hidden) return;
   if (comparing || method().computed) lookUpExplained();
   const here = explainedHere(), busy = explains(), one = method();
-  // What is below is the same for most clicks; with small maps it is not.
+  // The rest changes with few clicks, unless small maps are shown.
   const lacks = one.computed && run.variants.some((v) => tokensOf(v) && !one.why[v.name] && !explainedMap(one.name, v)), open = missingHere().length;
   const told = busy && [explaining.message, explaining.fraction, explaining.key === explainKey()].join();
   if (!changed(box, [run, comparing ? {} : null, one.name, lacks, open, told, here && here.error])) return;
@@ -113,7 +113,7 @@ function paintExplained() {
   keepFocus(box.querySelector(".body"), made);
 }
 
-// Methods that could be there and are not, on any side.
+// Methods that are possible but not computed, on any side.
 const missingHere = () => run.methods.filter((m) => !whyNot(m) && run.variants.some((v) => {
   const made = tokensOf(v) && !m.why[v.name] ? explainedOf(m.name, v) : { why: "not possible" };
   return !made || (!made.values && !made.why);

@@ -1,8 +1,8 @@
-// Lists of single heads: those of this run that localise or feed on sinks (web/explore/head_lists.py), or those of a file.
-// Maps are made of them in the place of the ranges of layers and heads; they are in the label, the link and what is saved.
+// Lists of single heads: the localising heads or sink heads of this run (web/explore/head_lists.py), or those of a file.
+// Maps are made from them instead of the ranges of layers and heads; they are in the label, the link and saved files.
 const HEAD_KINDS = { "": "head", localising: "localising head", feeds_on_sinks: "sink head" };
 const HEADS_NAMED = 12, HEADS_BYTES = 2e6, HEADS_MOST = 1000; // as in methods/head_list.py
-let finding = null; // what is being looked for: { ask, which, at, run }
+let finding = null; // the running search: { ask, which, at, run }
 
 function pickedWords() {
   const { pairs, kind } = view.picked, named = pairs.slice(0, HEADS_NAMED).map((pair) => pair.join("."));
@@ -12,12 +12,12 @@ function pickedWords() {
 
 const hasPairs = (pairs) => pairs.every(([l, h]) => run.layers.includes(l) && run.heads.includes(h));
 
-// The ranges are all that is there meanwhile: the panels below show every layer and head.
+// Meanwhile the ranges are used: the panels below show every layer and head.
 function pickHeads(picked) {
   Object.assign(view, { picked, l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1, four: "" });
 }
 
-// "localising~4.1-4.3", from a link; null where it is none.
+// "localising~4.1-4.3", from a link; null if it is not a list.
 function readPicked(text) {
   const hit = /^(\w{0,20})~(\d{1,4}\.\d{1,4}(?:-\d{1,4}\.\d{1,4})*)$/.exec(text);
   if (!hit || !Object.hasOwn(HEAD_KINDS, hit[1])) return null;
@@ -42,7 +42,7 @@ function wireHeads() {
   $('[data-do="open-heads"]').addEventListener("click", () => input.click());
   input.addEventListener("change", async () => {
     const [file] = input.files;
-    input.value = ""; // the same file can be opened again
+    input.value = ""; // so that the same file can be opened again
     if (file && run) await openHeads(file);
   });
   $('[data-do="save-heads"]').addEventListener("click", () => {
@@ -70,7 +70,7 @@ function showHeads(value) {
 async function openHeads(file) {
   const mine = run;
   complain("");
-  if (file.size > HEADS_BYTES) return complain(`${file.name} is no list of heads: it has more than 2 MB.`);
+  if (file.size > HEADS_BYTES) return complain(`${file.name} is not a list of heads: it has more than 2 MB.`);
   const answer = await server.read_heads({ ...asking(run.id), name: file.name, text: await file.text() }).catch(() => null);
   if (run === mine) takeHeads(answer || { error: "The server does not answer; is it still running?" }, "file");
 }
@@ -79,7 +79,7 @@ function takeHeads(value, from) {
   if (value.error) complain(value.error);
   else pickHeads({ pairs: value.pairs, kind: value.kind, from, file: value.file });
   repaint();
-  syncPicked(); // an error changes the list alone
+  syncPicked(); // an error changes only the list
 }
 
 function syncPicked() {

@@ -1,4 +1,4 @@
-// The view bar, the keys and the address: everything that changes the view without asking the server.
+// The view bar, the keys and the address: everything that changes the view without a request.
 const SELECTS = ["method", "combine", "scale", "range", "colours", "overlay", "photo", "four"];
 const TOGGLES = ["sinks", "smooth", "same", "difference"];
 
@@ -13,7 +13,7 @@ function wireControls() {
   for (const name of ["l", "h"]) {
     const [low, high] = element.querySelectorAll(`.span[data-range="${name}"] input`);
     const read = (event) => {
-      // Thumbs may not pass each other: the one that moves stops at the other.
+      // The thumbs must not pass each other: the moving one stops at the other.
       if (event.target === low && +low.value > +high.value) low.value = high.value;
       if (event.target === high && +high.value < +low.value) high.value = low.value;
       setRange(name, +low.value, +high.value);
@@ -25,7 +25,7 @@ function wireControls() {
   for (const name of SELECTS) {
     $(`[data-set="${name}"]`).addEventListener("change", (event) => {
       view[name] = event.target.value;
-      if (name === "four" && view.four) view.picked = null; // layers one by one have no list of heads
+      if (name === "four" && view.four) view.picked = null; // single layers have no list of heads
       repaint();
     });
   }
@@ -54,7 +54,7 @@ function wireControls() {
       if (run) paintPanels();
     });
   }
-  // From the start, and where nothing has the focus (help was closed): not only inside of the inspector.
+  // Keys also work at the start and if nothing has the focus (help was closed), not only inside the inspector.
   document.addEventListener("keydown", (event) => {
     const nowhere = event.target === document.body || event.target === document.documentElement;
     if (!element.isConnected || !(nowhere ? root.offsetParent : element.contains(event.target))) return;
@@ -70,7 +70,7 @@ function resetView() {
   repaint();
 }
 
-// The head that puts most on the image outside the sinks, for the chosen tokens of the first answer that has them.
+// The head with the most attention on the image outside the sinks, for the chosen tokens of the first answer that has them.
 function strongestHead() {
   const variant = run && sides().find((v) => tokensOf(v));
   if (!variant) return;
@@ -86,7 +86,7 @@ function strongestHead() {
   repaint();
 }
 
-// Brackets walk: from "all" to a single layer (or head), then one at a time.
+// Bracket keys go from "all" to a single layer (or head), then one at a time.
 function walk(name, step) {
   const top = (name === "l" ? run.L : run.H) - 1, all = view[name + "0"] === 0 && view[name + "1"] === top;
   const next = all ? (step > 0 ? 0 : top) : clamp((step > 0 ? view[name + "1"] : view[name + "0"]) + step, 0, top);
@@ -128,7 +128,7 @@ function keys(event) {
   repaint();
 }
 
-// Arrows where no token has the focus: they go on from the chosen one, and it gets the focus.
+// Arrow keys if no token has the focus: they continue from the chosen one and focus it.
 function stepTokens(event) {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   const here = step && $(`.strip[data-part="${view.part}"]:not([hidden]) [data-i="${view.t0}"]`);
@@ -139,7 +139,7 @@ function stepTokens(event) {
   return true;
 }
 
-// What opens above the answers: one at a time, so that the map stays near.
+// The panels above the answers open one at a time, so that the map stays visible.
 const POPS = ["runs", "save", "help"];
 function togglePop(name, open = $("." + name).hidden) {
   for (const other of POPS) {
@@ -149,10 +149,10 @@ function togglePop(name, open = $("." + name).hidden) {
   }
   if (open && name === "runs") listRuns();
   if (open && name === "help") $(".help").focus();
-  else if (!open && name === "help") document.activeElement.blur(); // keys go on at the answer
+  else if (!open && name === "help") document.activeElement.blur(); // keys then act on the answer
 }
 
-// Controls follow the view, whoever changed it; no control shows these.
+// Controls follow the view, whatever changed it; these have no control.
 const CHOSEN = ["t0", "t1", "own", "cursor", "box", "note", "part", "prompt"];
 function syncControls() {
   if (!changed(root, [run, ...Object.keys(view).filter((name) => !CHOSEN.includes(name)).map((name) => view[name])], "controls")) return;
@@ -166,7 +166,7 @@ function syncControls() {
     high.setAttribute("aria-valuetext", words(view[name + "1"]));
     span.style.setProperty("--from", count > 1 ? view[name + "0"] / (count - 1) : 0);
     span.style.setProperty("--to", count > 1 ? view[name + "1"] / (count - 1) : 1);
-    // With both thumbs at the right end only the lower one can still move.
+    // If both thumbs are at the right end, only the lower one can move.
     low.style.zIndex = view[name + "0"] === count - 1 ? 3 : "";
     span.querySelector("output").textContent = view.picked ? "list" : rangeWords(name);
   }
@@ -199,7 +199,7 @@ function rangeWords(name) {
   return a === b ? `${indices[a]}` : `${indices[a]}–${indices[b]}`;
 }
 
-// Which of several images; on the page its button says so.
+// The image, if there are several; on the page its button shows it.
 const imageWords = () => (run.images.length > 1 ? `, image ${view.image}` : "");
 
 function selectionWords() {
@@ -223,10 +223,10 @@ function selectionWords() {
 // A run, or two of them side by side: one answer of each (web/runs/pairs.py).
 const RUN_ID = /^[\w-]{16,64}(\.(baseline|var)~[\w-]{16,64}\.(baseline|var))?$/;
 
-// The view in the address, so that a reload or a link to this very run comes back to the same place. Since version 2 layers
-// and heads are the model's own numbers; before, they were places among the captured ones.
+// The view in the address, so that a reload or a link opens this run in the same view. Since version 2, layers
+// and heads are the model's own numbers; before, they were indices among the captured ones.
 const LINK = 2;
-// What else of the view is in a link where it is not as at first, and what it may be.
+// Other values of the view that a link has if they differ from the default, and their allowed values.
 const LINKED = { range: ["token", "answer"], colours: ["inferno", "magma", "viridis", "cividis"], overlay: ["value", "flat", "off"], photo: ["dim", "full", "none"],
   quantity: ["image", "sink", "entropy", "box"], opacity: "part", image: "whole", sinks: "flag", smooth: "flag", same: "flag", swapped: "flag", note: "text" };
 const AT_FIRST = { ...view };
@@ -277,12 +277,12 @@ function readAddress() {
   try {
     const ask = JSON.parse(part.get("ask") || "null");
     if (ask && typeof ask === "object") made.ask = ask;
-  } catch { // a link that was cut: the form stays as it is
+  } catch { // a truncated link: the form is unchanged
     made.ask = null;
   }
   if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
-  // In older links some scales were methods, and the clip had another name.
+  // In older links some scales are methods, and the clip has another name.
   const old = { clip: ["percentile"], nosink: ["linear", "without_sinks"], relative: ["percentile", "relative"] };
   const said = part.get("scale"), [scale, method] = Object.hasOwn(old, said) ? old[said] : [said];
   if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;

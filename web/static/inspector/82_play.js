@@ -1,6 +1,6 @@
-// Replay: steps through the answer, one token a beat; any choice of another token, or Stop, ends it.
+// Replay: steps through the answer, one token per beat; choosing another token, or Stop, ends it.
 const BEAT = 600; // ms
-let playing = null; // { timer, at }: the token that was shown last
+let playing = null; // { timer, at }: at is the token that was shown last
 
 function wirePlay() {
   $('[data-do="play"]').addEventListener("click", togglePlay);

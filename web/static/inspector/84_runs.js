@@ -1,4 +1,4 @@
-// Runs of this browser: a list in its own storage. The server keeps the runs, and knows them by id only.
+// Runs of this browser: a list in its own storage. The server keeps the runs and knows only their ids.
 const RUNS_KEY = "sinkscope.runs", RUNS_MOST = 60;
 
 function readRuns() {
@@ -6,7 +6,7 @@ function readRuns() {
     const list = JSON.parse(localStorage.getItem(RUNS_KEY) || "[]");
     return Array.isArray(list) ? list.filter((item) => item && typeof item.id === "string" && typeof item.name === "string") : [];
   } catch {
-    return []; // no storage here, or not ours: then there is no list
+    return []; // no storage, or an unusable value: no list
   }
 }
 
@@ -39,12 +39,12 @@ function thumbnail() {
   return canvas.toDataURL("image/jpeg", 0.7);
 }
 
-// The first side of a comparison, while the second one is being chosen: { id, answer }.
+// The first side of a comparison, while the second is chosen: { id, answer }.
 let picked = null;
 const answersOf = (item) => (String(item.tokens).includes("|") ? ["baseline", "var"] : ["baseline"]);
 const ANSWERS = { baseline: "baseline", var: "VAR" };
 
-// What to ask the server for: a pair's sides are called as this browser calls the runs.
+// The request to the server: a pair's sides have the names that this browser gave the runs.
 function asking(id) {
   const known = new Map(readRuns().map((item) => [item.id, item.name]));
   return { run: id, names: id.split("~").map((side) => known.get(side.split(".")[0]) || "") };
@@ -52,7 +52,7 @@ function asking(id) {
 
 const pressed = (text, onclick, testid) => node("button", { type: "button", class: "plain", onclick, "data-testid": testid }, text);
 
-// Rename, Delete, Compare; or, once one run is picked, which answer of it with which answer of another.
+// Rename, Delete, Compare; or, after one run was picked, the answers to compare.
 function actsOf(row, item) {
   const pick = (to) => {
     picked = to;
@@ -117,7 +117,7 @@ function renameRun(row, item) {
 }
 
 async function openRun(id) {
-  if (run && run.id === id && coming === id) { // on screen already: only the form is behind
+  if (run && run.id === id && coming === id) { // already on screen: only the form must be updated
     if (run.kind !== "pair") trigger("apply", { run: id, fill: true });
     return;
   }
@@ -130,7 +130,7 @@ async function openRun(id) {
   });
 }
 
-// A run leaves the list at once, and the server when it can no longer be taken back.
+// A run leaves the list at once, and the server when deleting can no longer be undone.
 const UNDO_MS = 10000;
 let deleted = null; // { item, place, timer }
 function forgetRun(id) {
@@ -155,12 +155,12 @@ function undoDelete() {
 function finishDelete() {
   if (!deleted) return;
   clearTimeout(deleted.timer);
-  server.forget_run({ run: deleted.item.id }).catch(() => {}); // a server that is gone has forgotten it
+  server.forget_run({ run: deleted.item.id }).catch(() => {}); // a server that has ended has no runs
   deleted = null;
   if (!$(".runs").hidden) listRuns();
 }
 
-// Of two runs side by side: the settings of both, with what differs marked.
+// For two runs side by side: the settings of both, with differences marked.
 function buildSettings() {
   if (!run.settings) return;
   const cell = (tag, text, scope) => node(tag, { scope }, text);

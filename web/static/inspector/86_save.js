@@ -1,9 +1,9 @@
-// Taking things away: a picture, a table, the trace, a page that works without a server, a link.
+// Save: a picture, a table, the trace, a page that works without a server, a link.
 function wireSave() {
   const told = $(".save .told");
   $('[data-do="save"]').addEventListener("click", () => {
     togglePop("save");
-    if (served) server.draw_ahead({}).catch(() => {}); // whoever asks for a file is told what is wrong
+    if (served) server.start_drawing({}).catch(() => {}); // an error is reported when a file is requested
   });
   wireNote();
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
@@ -24,13 +24,13 @@ function wireSave() {
   }
 }
 
-// What the server draws: it is asked by an event, which waits in the queue, and answers in values of phase "export".
+// Files that the server draws: requested by an event that waits in the queue; the results are values of phase "export".
 let awaited = null; // { ask, at, done, fail } of the file that is being made
 
 function askFor(kind) {
   if (awaited && Date.now() - awaited.at < 60000) throw new Error("another file is still being made");
   const ask = crypto.getRandomValues(new Uint32Array(4)).join("-"), moves = kind !== "pdf";
-  // As on screen: where each answer has its own choice, of four layers of one answer its own.
+  // As on screen: if each answer has its own choice, four layers of one answer use that answer's.
   const [t0, t1] = view.four ? chosenOn(looks()[0].side) : [view.t0, view.t1], apart = view.part === "answer" && !view.four ? view.own : null;
   const several = t1 > t0 || Boolean(apart && apart[1] > apart[0]);
   const motion = (name) => +$(`[data-motion="${name}"]`).value;
@@ -83,7 +83,7 @@ function downloadBlob(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-// The figures as they are on screen, at print size, with what they show written under them.
+// The figures on screen at print size, with captions.
 async function savePicture() {
   const figures = looks().filter(({ name }) => shown.maps[name]);
   if (shown.maps.difference) figures.push(lookOf("difference"));
@@ -137,11 +137,11 @@ async function savePicture() {
 
 // One line for each (answer, token, layer, head).
 async function saveShares() {
-  // A text is never a formula.
+  // No text may become a formula.
   const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`;
   const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats,made_by"];
   for (const variant of run.variants) {
-    let made = run.made ? cell(run.made) : ""; // in the first line of each answer
+    let made = run.made ? cell(run.made) : ""; // only in the first line of each answer
     variant.tokens.forEach((token, t) => {
       for (let l = 0; l < run.L; l++)
         for (let h = 0; h < run.H; h++) {
@@ -156,7 +156,7 @@ async function saveShares() {
   return `${lines.length - 1} rows`;
 }
 
-// The values of the maps on screen, before they are coloured: a line for each patch that has one.
+// The values of the maps on screen before colouring: one line per patch with a value.
 async function saveMap() {
   const lines = ["answer,first_token,last_token,method,unit,layer,image,row,column,value,single_heads"], one = method();
   for (const { name, side, l } of looks()) {
@@ -174,7 +174,7 @@ async function saveMap() {
 }
 
 async function fetchFile(question) {
-  writeAddressNow(); // the saved page opens where this one is
+  writeAddressNow(); // the saved page opens with the current view
   const answers = [], place = location.hash.slice(1);
   for (const variant of question === "trace_file" ? run.variants : [run.variants[0]]) {
     const answer = await server[question]({ ...asking(run.id), variant: variant.name, place });

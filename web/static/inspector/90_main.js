@@ -1,6 +1,6 @@
-// The life of the component: a value comes in (example, stream, result, error), the page shows it.
+// The component's life cycle: a value arrives (example, stream, result, error) and the page shows it.
 const sameOrigin = (file) => {
-  if (file.url.startsWith("data:")) return file.url; // a page that was saved has everything inside
+  if (file.url.startsWith("data:")) return file.url; // a saved page contains everything
   const url = new URL(file.url, document.baseURI); // a proxy may have another host or scheme in it
   return url.pathname + url.search;
 };
@@ -39,7 +39,7 @@ function repaint() {
   element.inspector.lastPaint = performance.now() - begun;
 }
 
-// A large run does not carry single heads: get those of the chosen tokens, once, and keep the latest.
+// A large run does not contain single heads: fetch those of the chosen tokens once, and keep the latest.
 const headsWanted = () => [...sides().map((side) => ({ side, l: null })), ...looks()].flatMap(({ side: variant, l }) => {
   const span = tokensOf(variant);
   return !span || variant.full ? [] : [{ variant, l, span, key: onLayer(l, () => lazyKey(variant, ...span)) }];
@@ -59,7 +59,7 @@ async function fetchHeads() {
       if (run === mine) complain((answer && answer.error) || "The server does not answer; is it still running?");
       return;
     }
-    const text = atob(answer.data), raw = new Uint8Array(text.length); // from() would take ten times as long
+    const text = atob(answer.data), raw = new Uint8Array(text.length); // from() takes ten times as long
     for (let i = 0; i < raw.length; i++) raw[i] = text.charCodeAt(i);
     const buffer = await unzip(new Response(raw));
     const needed = run === mine ? headsWanted().map((one) => one.key) : [];
@@ -76,7 +76,7 @@ function complain(text) {
   if (text) bringIntoView(alert);
 }
 
-// Below the form on a phone, and above what one was looking at: what is new must be seen.
+// On a phone it is below the form; scroll to it, so that the new content is visible.
 function bringIntoView(part, block = "nearest") {
   if (served) part.scrollIntoView({ block });
 }
@@ -97,10 +97,10 @@ function showQueued(value) {
   setPhase("queued", words, []);
 }
 
-// On a phone the form is a screen high: the answer comes where one looks.
+// On a phone the form fills the screen, so scroll to the answer.
 const showLine = () => bringIntoView($(".line"), window.innerWidth > 640 ? "nearest" : "start");
 
-// Deltas {from, new}: append what is new, never redraw what is there. A gap (the page was busy) is asked for again.
+// Deltas {from, new}: append new tokens without redrawing the old ones. A gap (the page was busy) is requested again.
 const stream = { counts: {}, filling: false };
 function showStream(value) {
   if (root.dataset.phase !== "streaming" || pending !== value.run) {
@@ -147,7 +147,7 @@ function loadImage(url) {
   });
 }
 
-let coming = null; // the run that is being fetched, or is on screen: Gradio may give the same value twice
+let coming = null; // the run being fetched or on screen: Gradio may send the same value twice
 async function showRun(value, place, fill) {
   if (coming === value.run) return;
   coming = value.run;
@@ -189,7 +189,7 @@ async function showRun(value, place, fill) {
   if (served && run.kind !== "pair") trigger("apply", { run: run.id, fill: Boolean(fill) });
 }
 
-// Where to look first: the address if it names this run, else the most telling token of the answer.
+// The first view: from the address if it names this run, else the most informative token of the answer.
 function startView(before, place, value) {
   const fits = before && before.L === run.L && before.H === run.H;
   if (!fits) Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1 });
@@ -205,7 +205,7 @@ function startView(before, place, value) {
   if (view.part === "prompt") place.t = place.p;
   if (place.t) [view.t0, view.t1] = place.t.map((t) => clamp(t, 0, longest() - 1)).sort((a, b) => a - b);
   if (place.u && canPart()) view.own = place.u.map((t) => clamp(t, 0, run.variants[1].T - 1)).sort((a, b) => a - b);
-  // The place of a number among the captured ones; the nearest, if the run lacks it.
+  // The index of a number among the captured ones, or of the nearest one.
   const placed = (list) => (n) => (place.version < LINK ? n : list.reduce((best, m, k) => (Math.abs(m - n) < Math.abs(list[best] - n) ? k : best), 0));
   if (place.l) setRange("l", ...place.l.map(placed(run.layers)));
   if (place.h) setRange("h", ...place.h.map(placed(run.heads)));
@@ -222,8 +222,8 @@ function startView(before, place, value) {
   if (view.four) view.picked = null;
 }
 
-// The word (not a mark of punctuation, nor a control token such as <end>) whose row puts most on the image, outside the sinks.
-// The example says itself which word to look at.
+// The word (no punctuation and no control token such as <end>) whose row has the most attention on the image outside the
+// sinks. The example names its own word.
 function tellingToken() {
   if (run.look_at != null) return run.look_at;
   const variant = run.variants[0], each = run.L * run.H;
@@ -240,7 +240,7 @@ function tellingToken() {
   return best;
 }
 
-// What must be said in words: nothing detected, nothing changed, same texts.
+// Remarks: nothing detected, nothing changed, same texts.
 function showRemarks() {
   const remarks = [];
   for (const variant of run.variants) {
@@ -259,7 +259,7 @@ function showRemarks() {
       : "No sink dimensions are known for this model, so no sinks are marked."]);
   }
   if (run.variants.some((v) => v.treated.some((cells) => cells.length))) {
-    remarks.push(["Control: a ring marks a patch that was treated in the place of the sinks, in a chosen layer."]);
+    remarks.push(["Control: a ring marks a patch that was changed instead of the sinks, in a chosen layer."]);
   }
   $(".remarks").replaceChildren(...remarks.map(([text, kind]) => node("li", { class: kind }, text)));
   $(".remarks").hidden = !remarks.length;
@@ -270,7 +270,7 @@ function showError(value) {
   const still = run && value.run !== run.id;
   setPhase("error", still ? "The last run is still here" : "Nothing to show", []);
   complain(value.message);
-  if (run) { // the strips may hold a broken stream: put the last run back
+  if (run) { // the strips may show an incomplete stream: show the last run again
     buildStrips();
     $(".question").textContent = run.prompt;
     markTokens();
@@ -337,7 +337,7 @@ async function start() {
       return;
     }
     onValue(place);
-    if (answer && answer.error) { // the link names a run that is gone
+    if (answer && answer.error) { // the link names a run that no longer exists
       complain(answer.error);
       if (place.ask) trigger("apply", { said: place.ask, fill: true });
     }

@@ -1,4 +1,4 @@
-// A line of the form: value = { kind, text, fraction }; see web/explore/forecast.py. An empty text takes no room.
+// A line of the form: value = { kind, text, fraction }; see web/explore/forecast.py. An empty text takes no space.
 const line = element.querySelector(".notice"), bar = element.querySelector(".progress");
 
 function show() {

@@ -1,4 +1,4 @@
-// The Sinks tab (web/sinks/payload.py has what it is given). Texts reach the page as text alone.
+// The Sinks tab (web/sinks/payload.py makes its data). Texts reach the page only as text.
 const { node, percent, COLOURS, unzip, unpack, drawSink, sameOrigin, loadImage, clamp } = document.querySelector("#inspector .scope").parentElement.inspector.tools;
 const $ = (selector) => element.querySelector(selector), root = $(".finder");
 let data = null; // the result on screen: header and arrays
@@ -11,13 +11,13 @@ function table({ columns, rows }, kept = [], why = []) {
       ...row.map((text, k) => node(k ? "td" : "th", k ? {} : { scope: "row" }, text))))));
 }
 
-function box(mark, x0, y0, x1, y1) { // parts of the whole
+function box(mark, x0, y0, x1, y1) { // as fractions of the image
   for (const [side, part] of Object.entries({ left: x0, top: y0, width: x1 - x0, height: y1 - y0 })) mark.style[side] = `${100 * part}%`;
 }
 
-// A matrix of down x across values with its axes, colour bar and read-out. A narrow screen shows the
-// largest of the values that share a pixel: a single sink must not be lost between two.
-// `at` turns a value into 0 to 1; `point` is told where pointer or keys are, `pick` what was chosen.
+// A matrix of down x across values with its axes, colour bar and read-out. If values share a pixel on a narrow screen, the
+// largest is shown, so that no single sink is lost.
+// `at` maps a value to 0 to 1; `point` is called with the position of pointer or keys, `pick` with the choice.
 function matrix(host, { label, across, down, value, at, ticks, rows, under, each, words, read, point, pick }) {
   const canvas = node("canvas"), cell = node("i", { class: "spot", hidden: true }), row = node("i", { class: "spot row", hidden: true });
   const plot = node("div", { class: "plot", tabindex: 0, role: "img", "aria-label": `${label}. Arrow keys read it, Enter chooses.`, style: `--down:${down}` }, canvas, row, cell);
@@ -71,7 +71,7 @@ function matrix(host, { label, across, down, value, at, ticks, rows, under, each
   return made;
 }
 
-// Arrow keys as steps over cells counted row by row.
+// Arrow keys as steps over cells in row-major order.
 function keys(stage, across, move, enter) {
   stage.onkeydown = (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];

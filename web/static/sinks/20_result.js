@@ -1,4 +1,4 @@
-// What was found, and the tau slider: all of it from the one file, no request while it is moved.
+// The findings and the tau slider, all from one file; moving the slider makes no request.
 let heat = null;
 const sample = () => data.samples[view.sample], tokens = (one) => one.rows * one.columns;
 const scored = (name, l, t) => (data[name][l * data.width + t] / 65535) * data[`${name}_top`];
@@ -52,7 +52,7 @@ async function showSample() {
   if (sample() === one) paint();
 }
 
-// The flagged tokens on the image: the share of the chosen layers in which each one is.
+// The flagged tokens on the image, with the share of the chosen layers in which each is flagged.
 function paint() {
   const one = sample(), layers = chosen(), canvas = $(".photo canvas"), ink = canvas.getContext("2d");
   for (const name of ["sample", "layer", "tau"]) $(`[data-set="${name}"]`).value = view[name];

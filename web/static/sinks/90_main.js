@@ -25,7 +25,7 @@ async function show(value) {
   $(".blank").hidden = true;
   $(".work").hidden = false;
   build();
-  sessionStorage.setItem("sinkscope-sinks", data.run); // of this tab alone
+  sessionStorage.setItem("sinkscope-sinks", data.run); // for this tab only
   root.dataset.ready = data.run;
 }
 
@@ -36,7 +36,7 @@ async function save() {
   tell(`${file.name} with tau ${(+view.tau).toFixed(1)}`);
 }
 
-async function forget() { // the result, and all that was made of it
+async function forget() { // the result, and all files made from it
   if (!confirm("Delete this result and its files from the server?")) return;
   const said = await server.forget_sinks({ run: data.run });
   if (!said || said.error) return complain(said ? said.error : "The server does not answer.");
@@ -74,7 +74,7 @@ photoStage.addEventListener("pointermove", (event) => {
 photoStage.addEventListener("pointerleave", () => point(null));
 new ResizeObserver(() => data && data.samples.length && element.clientWidth && paint()).observe($(".desk"));
 
-element.sinks = { view, get data() { return data; } }; // for people who script the page, and for tests
+element.sinks = { view, get data() { return data; } }; // for scripts and tests
 watch("value", () => props.value && props.value.phase && show(props.value));
 (async () => {
   const run = sessionStorage.getItem("sinkscope-sinks"), value = props.value;

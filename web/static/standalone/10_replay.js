@@ -1,5 +1,5 @@
-// A saved run in one file. The inspector below runs as it does on the page; what Gradio gives it there
-// (its element, its value, its files, a server to ask) comes from blocks of text in this very file.
+// A saved run in one file. The inspector below runs as on the page; what Gradio provides there
+// (its element, value, files and server functions) comes from blocks of text in this file.
 const replay = (() => {
   const block = (id) => document.getElementById(id);
 
@@ -9,7 +9,7 @@ const replay = (() => {
     return made;
   }
 
-  // Files go by the last part of an address; no address is ever asked for.
+  // Files are found by the last part of their address; no address is requested.
   const nameOf = (address) => "file-" + String(address).split("/").pop();
 
   async function storedFetch(address) {
@@ -58,7 +58,7 @@ const replay = (() => {
   function start(inspector) {
     followTheme();
     const { value, place } = JSON.parse(block("value").textContent);
-    // A frame in a notebook has no address of its own: what would be written there is kept here.
+    // A frame in a notebook has no address of its own, so what would be written there is kept here.
     const framed = location.protocol === "about:";
     const here = framed ? { hash: "", origin: "", pathname: "" } : location;
     const past = framed ? { state: null, replaceState(state, title, address) { here.hash = address; } } : history;

@@ -1,4 +1,4 @@
-// The model's line at the top: value = { phase, name, message, fraction, facts }.
+// The line about the model at the top: value = { phase, name, message, fraction, facts }.
 const model = element.querySelector(".model");
 
 function show() {
