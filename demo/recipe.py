@@ -126,6 +126,7 @@ class Stage:
         vision_rate: Factor on the learning rate of the vision tower.
         hints: Weight of the auxiliary heads (`demo.teaching`).
         reading: Weight of the loss that teaches heads where to attend.
+        comparing: Weight of the loss that teaches which of two objects is further left.
         sinks: How sinks are encouraged, if they are.
         batch: Images per step.
     """
@@ -144,6 +145,7 @@ class Stage:
     asked: int = 8
     vision_rate: float = 1.0
     reading: float = 0.0
+    comparing: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -192,6 +194,7 @@ _LEAST_REACHED = (
     ),
 )
 _LEFT_OVER = (*_LEAST_REACHED, *("left", "left", "describe", "describe", "what", "what"))
+_COMPARED = (*_LEAST_REACHED, "describe", "what", "where", "colour", *("left",) * 8)
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # With the full cost per surplus token, all tokens stay small until some stand out.
@@ -253,6 +256,8 @@ STAGES: tuple[Stage, ...] = (
     _ending("near the end", 2_000, kinds=_MOST, rate=(2.5e-4, 0.0001576923076923077)),
     _ending("end", 6_400, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),
     _ending("end of small", 8_000, grids=_SMALL_AGAIN, kinds=_LEFT_OVER, rate=(2.4e-4, 1e-5)),
+    # "Left" was answered with the leftmost object, named or not.
+    _ending("compare", 10_400, kinds=_COMPARED, rate=(3e-4, 1e-5), comparing=0.5),
 )
 
 

@@ -2,8 +2,8 @@
 
 The auxiliary losses ("hints") use linear heads that are not part of the model. They teach (1) shape
 and colour of each vision token, (2) its place in the picture, (3) colour and place of the object
-that a shape word names, at the word itself, (4) the number of objects, at the counted noun. Without
-(3), the model does not learn to find the place of a named object, even with tens of thousands of
+that a shape word names, at the word itself, (4) the number of objects, at the counted noun, (5) which of
+two named objects is further left, at the second name. Without (3), the model does not learn to find the place of a named object, even with tens of thousands of
 images.
 """
 
@@ -25,6 +25,7 @@ from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, Scene
 _NAMED_LAYER = 3
 _COUNT_LAYER = 4
 _PLACE_LAYER = 2
+_COMPARED_LAYER = 5
 _READING_LAYERS = (3, 4)
 _POINTING_LAYER = 3
 
@@ -64,6 +65,7 @@ def hint_heads(hidden: int) -> nn.ModuleDict:
             "place": nn.Linear(hidden, len(PLACES)),
             "named": nn.Linear(hidden, len(COLOURS) + len(PLACES) + 2),
             "count": nn.Linear(hidden, len(NUMBERS)),
+            "compared": nn.Linear(hidden, len(SHAPES)),
         }
     )
 
@@ -188,6 +190,25 @@ def hint_loss(
         scores = heads["count"](states[_COUNT_LAYER][counted].float())
         loss = loss + 0.5 * _entropy(scores, batch.counts[counted])
     return loss
+
+
+def comparison_loss(
+    heads: nn.ModuleDict, states: Sequence[Tensor], batch: PackedBatch
+) -> tuple[Tensor, float]:
+    """Teaches the second shape word of a "further left" question which of the two it is.
+
+    Without it, the model names whatever object is leftmost, which is right where there are only the
+    two: 97 % of such questions were answered, 80 % of those about scenes with four objects.
+
+    Returns:
+        The cross entropy, and the share of the words that are right; 0 and nan without a question.
+    """
+    asked = batch.winners != IGNORE
+    if not asked.any():
+        return states[0].new_zeros((), dtype=torch.float32), math.nan
+    scores, winners = heads["compared"](states[_COMPARED_LAYER][asked].float()), batch.winners[asked]
+    right = (scores.detach().argmax(-1) == winners).float().mean()
+    return F.cross_entropy(scores, winners), float(right)
 
 
 def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets) -> Tensor:

@@ -28,7 +28,14 @@ from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage
 from sinkscope.demo.scenes import Scene, scene
 from sinkscope.demo.sink_training import relieving, sink_loss
 from sinkscope.demo.speed import faster_training, training_dtype
-from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
+from sinkscope.demo.teaching import (
+    comparison_loss,
+    hint_heads,
+    hint_loss,
+    reading_loss,
+    scene_targets,
+    seen_loss,
+)
 
 NEEDED_BYTES = 200_000_000
 """Room for two checkpoints, the model and the plot."""
@@ -307,6 +314,9 @@ def _answer_losses(
         "right": float(right),
         "hints": float(hints.detach()),
     }
+    if stage.comparing > 0:
+        comparison, figures["compared"] = comparison_loss(run.heads, out.hidden_states, batch)
+        loss = loss + stage.comparing * comparison
     if stage.reading > 0:
         reading = reading_loss(out.attentions, batch, targets)
         loss = loss + stage.reading * reading
