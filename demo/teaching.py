@@ -206,7 +206,10 @@ def comparison_loss(
     asked = batch.winners != IGNORE
     if not asked.any():
         return states[0].new_zeros((), dtype=torch.float32), math.nan
-    scores, winners = heads["compared"](states[_COMPARED_LAYER][asked].float()), batch.winners[asked]
+    scores, winners = (
+        heads["compared"](states[_COMPARED_LAYER][asked].float()),
+        batch.winners[asked],
+    )
     right = (scores.detach().argmax(-1) == winners).float().mean()
     return F.cross_entropy(scores, winners), float(right)
 

@@ -3,10 +3,17 @@
 import numpy as np
 import torch
 
-from sinkscope.demo.packing import PackedBatch
+from sinkscope.demo.packing import PackedBatch, Packer
+from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, fingerprint
-from sinkscope.demo.scenes import COLOURS, SHAPES, Scene, SceneObject
-from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets
+from sinkscope.demo.scenes import COLOURS, SHAPES, Scene, SceneObject, scene
+from sinkscope.demo.teaching import (
+    comparison_loss,
+    hint_heads,
+    hint_loss,
+    reading_loss,
+    scene_targets,
+)
 
 
 def square_scene() -> Scene:
@@ -63,13 +70,34 @@ def test_hints_reach_every_head_and_the_states():
         named=named,
         counts=counts,
         focus=torch.full((1, 19), -1),
+        winners=torch.full((1, 19), -100),
         first_vision=1,
         vision_tokens=16,
     )
     hint_loss(heads, states, batch, scene_targets([square_scene()], 4, 4)).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in heads.parameters())
+    reached = {name for name, p in heads.named_parameters() if p.grad is not None}
+    assert reached == {n for n, _ in heads.named_parameters() if not n.startswith("compared.")}
+    assert all(p.grad.abs().sum() > 0 for p in heads.parameters() if p.grad is not None)
     touched = [s.grad is not None and s.grad.abs().sum() > 0 for s in states]
     assert touched == [True, False, True, True, True, False]
+
+
+def test_the_comparison_is_taught_at_the_second_name_in_the_last_layer_alone(tokenizer):
+    drawn = scene(8, 168, 140, min_objects=4, max_objects=4)
+    asked = questions(drawn, ["left"] * 6)
+    assert asked
+    batch = Packer(tokenizer).pack([asked], 5, 6)
+    torch.manual_seed(0)
+    heads = hint_heads(64)
+    states = [torch.randn(*batch.ids.shape, 64, requires_grad=True) for _ in range(6)]
+    loss, right = comparison_loss(heads, states, batch)
+    loss.backward()
+    assert [s.grad is not None for s in states] == [False] * 5 + [True]
+    rows = states[5].grad.abs().sum(-1) > 0
+    assert torch.equal(rows, batch.winners != -100) and rows.sum() == len(asked)
+    assert 0 <= right <= 1
+    none = Packer(tokenizer).pack([questions(drawn, ["what"])], 5, 6)
+    assert float(comparison_loss(heads, states, none)[0]) == 0
 
 
 def test_the_fingerprint_changes_with_the_recipe():
@@ -89,6 +117,7 @@ def test_the_reading_hint_is_small_where_the_heads_read_as_shown_and_only_there(
         "positions": torch.zeros(3, 1, 19, dtype=torch.long),
         "block": torch.zeros(1, 19, dtype=torch.long),
         "counts": torch.full((1, 19), -100),
+        "winners": torch.full((1, 19), -100),
         "first_vision": 1,
         "vision_tokens": 16,
         "labels": labels,
