@@ -2,9 +2,9 @@
 
 The auxiliary losses ("hints") use linear heads that are not part of the model. They teach (1) shape
 and colour of each vision token, (2) its place in the picture, (3) colour and place of the object
-that a shape word names, at the word itself, (4) the number of objects, at the counted noun, (5) which of
-two named objects is further left, at the second name. Without (3), the model does not learn to find the place of a named object, even with tens of thousands of
-images.
+that a shape word names, at the word itself, (4) the number of objects, at the counted noun, (5)
+which of two named objects is further left, at the second name. Without (3), the model does not
+learn to find the place of a named object, even with tens of thousands of images.
 """
 
 from __future__ import annotations
