@@ -41,8 +41,8 @@ class PackedBatch:
             question is about (its shape or counted word, else its last word); elsewhere -1.
         counts: ``(B, L)``: at the counted noun of a "how many" question, the number; elsewhere
             -100.
-        winners: ``(B, L)``: at the last shape word of a "further left" question, the shape that its
-            answer names (index in ``SHAPES``); elsewhere -100.
+        compared: ``(B, L)``: at the second shape word of a "further left" question, the object that
+            the first one names; elsewhere -100.
         first_vision: Position of the first vision token (the same in each row).
         vision_tokens: How many there are.
     """
@@ -55,7 +55,7 @@ class PackedBatch:
     named: Tensor
     counts: Tensor
     focus: Tensor
-    winners: Tensor
+    compared: Tensor
     first_vision: int
     vision_tokens: int
 
@@ -87,7 +87,7 @@ class Packer:
         self._turn, self._end = self._encode(TURN), self._encode(END)
         self._image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        self._shapes = {self._one(f" {s}"): index for index, s in enumerate(SHAPES)}
+        self._shapes = {self._one(f" {s}") for s in SHAPES}
         self._plurals = {self._encode(f" {p}")[0] for p in (*PLURALS.values(), "objects")}
 
     def _encode(self, text: str) -> list[int]:
@@ -110,7 +110,7 @@ class Packer:
             "named": AMBIGUOUS,
             "counts": IGNORE,
             "focus": -1,
-            "winners": IGNORE,
+            "compared": IGNORE,
         }
         table = {
             name: torch.tensor([r[name] + [value] * (length - len(r[name])) for r in packed])
@@ -147,7 +147,7 @@ class Packer:
             "named": [AMBIGUOUS] * shared,
             "counts": [IGNORE] * shared,
             "focus": [-1] * shared,
-            "winners": [IGNORE] * shared,
+            "compared": [IGNORE] * shared,
         }
         for number, question in enumerate(questions, 1):
             asked = self._encode(question.prompt)
@@ -169,7 +169,7 @@ class Packer:
             row["counts"] += [
                 count if count >= 0 and t in self._plurals else IGNORE for t in asked
             ] + [IGNORE] * (length - len(asked))
-            row["winners"] += self._winner(question, asked, answer, length)
+            row["compared"] += self._compared(question, asked, length)
         return row
 
     def _focus(
@@ -182,13 +182,11 @@ class Packer:
         # From the row before an answer's first token to the row before its end token.
         return [-1] * (prompt - 1) + [word] * (reply - 1) + [-1] * 2
 
-    def _winner(
-        self, question: Question, asked: list[int], answer: list[int], length: int
-    ) -> list[int]:
+    def _compared(self, question: Question, asked: list[int], length: int) -> list[int]:
         marks = [IGNORE] * length
         if question.kind == "left":
-            last = max(i for i, token in enumerate(asked) if token in self._shapes)
-            marks[last] = next(self._shapes[t] for t in answer if t in self._shapes)
+            second = max(i for i, token in enumerate(asked) if token in self._shapes)
+            marks[second] = question.prompt_objects[0]
         return marks
 
     def _mark(self, ids: list[int], objects: tuple[int, ...]) -> list[int]:

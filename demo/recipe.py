@@ -257,7 +257,7 @@ STAGES: tuple[Stage, ...] = (
     _ending("end", 6_400, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),
     _ending("end of small", 8_000, grids=_SMALL_AGAIN, kinds=_LEFT_OVER, rate=(2.4e-4, 1e-5)),
     # "Left" was answered with the leftmost object, named or not.
-    _ending("compare", 10_400, kinds=_COMPARED, rate=(3e-4, 1e-5), comparing=0.5),
+    _ending("compare", 10_400, kinds=_COMPARED, rate=(5e-4, 1e-5), comparing=1.0),
 )
 
 

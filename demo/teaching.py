@@ -25,7 +25,7 @@ from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, Scene
 _NAMED_LAYER = 3
 _COUNT_LAYER = 4
 _PLACE_LAYER = 2
-_COMPARED_LAYER = 5
+_OTHER_LAYER, _COMPARED_LAYER = 4, 5
 _READING_LAYERS = (3, 4)
 _POINTING_LAYER = 3
 
@@ -39,6 +39,7 @@ class SceneTargets:
         colour: ``(B, V)``: the same for colour.
         place: ``(V,)``: the cell of the 3 x 3 layout.
         object_colour: ``(B, N)``: colour of each object, padded with -100.
+        object_shape: ``(B, N)``: shape of each object, padded with -100.
         object_place: ``(B, N)``: place of each object, padded with -100.
         touched: ``(B, V)`` bool: whether any part of an object's box is in the token.
         covered: ``(B, N, V)``: 1 if the object covers more than a fifth of the token, else 0.
@@ -50,6 +51,7 @@ class SceneTargets:
     colour: Tensor
     place: Tensor
     object_colour: Tensor
+    object_shape: Tensor
     object_place: Tensor
     touched: Tensor
     away: Tensor
@@ -65,6 +67,7 @@ def hint_heads(hidden: int) -> nn.ModuleDict:
             "place": nn.Linear(hidden, len(PLACES)),
             "named": nn.Linear(hidden, len(COLOURS) + len(PLACES) + 2),
             "count": nn.Linear(hidden, len(NUMBERS)),
+            "other": nn.Linear(hidden, len(SHAPES) + len(PLACES)),
             "compared": nn.Linear(hidden, len(SHAPES)),
         }
     )
@@ -75,10 +78,12 @@ def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets
     per_scene = [_one_scene(s, rows, cols) for s in scenes]
     most = max(1, max(len(s.objects) for s in scenes))
     colours = np.full((len(scenes), most), IGNORE)
+    shapes = np.full((len(scenes), most), IGNORE)
     places = np.full((len(scenes), most), IGNORE)
     for i, s in enumerate(scenes):
         for j, o in enumerate(s.objects):
             colours[i, j], places[i, j] = list(COLOURS).index(o.colour), o.cell
+            shapes[i, j] = SHAPES.index(o.shape)
     covered = np.zeros((len(scenes), most, rows * cols), np.float32)
     inside = np.zeros((len(scenes), most, rows * cols), bool)
     for i, s in enumerate(scenes):
@@ -93,6 +98,7 @@ def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets
         colour=stacked[1],
         place=torch.from_numpy(place),
         object_colour=torch.from_numpy(colours),
+        object_shape=torch.from_numpy(shapes),
         object_place=torch.from_numpy(places),
         touched=stacked[2],
         away=stacked[3],
@@ -193,25 +199,37 @@ def hint_loss(
 
 
 def comparison_loss(
-    heads: nn.ModuleDict, states: Sequence[Tensor], batch: PackedBatch
-) -> tuple[Tensor, float]:
-    """Teaches the second shape word of a "further left" question which of the two it is.
+    heads: nn.ModuleDict, states: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets
+) -> tuple[Tensor, dict[str, float]]:
+    """Teaches "Which is further left, the star or the ring?" in two steps, both at the second shape
+    word: first the shape and place of the other object, and one layer later the shape that is
+    further left.
 
     Without it, the model names whatever object is leftmost, which is right where there are only the
-    two: 97 % of such questions were answered, 80 % of those about scenes with four objects.
+    two: 97 % of such questions were answered, 81 % of those about scenes with four objects. With
+    the second step alone, the word was still at chance after 300 steps.
 
     Returns:
-        The cross entropy, and the share of the words that are right; 0 and nan without a question.
+        The sum of the cross entropies, and the share of these words that are right in each step;
+        0 and no shares if no such question is asked.
     """
-    asked = batch.winners != IGNORE
-    if not asked.any():
-        return states[0].new_zeros((), dtype=torch.float32), math.nan
-    scores, winners = (
-        heads["compared"](states[_COMPARED_LAYER][asked].float()),
-        batch.winners[asked],
-    )
-    right = (scores.detach().argmax(-1) == winners).float().mean()
-    return F.cross_entropy(scores, winners), float(right)
+    row, at = (batch.compared != IGNORE).nonzero(as_tuple=True)
+    if not len(row):
+        return states[0].new_zeros((), dtype=torch.float32), {}
+    first, second = batch.compared[row, at], batch.named[row, at]
+    shape, place = targets.object_shape[row, first], targets.object_place[row, first]
+    left = place % 3 < targets.object_place[row, second] % 3
+    winner = torch.where(left, shape, targets.object_shape[row, second])
+    split = len(SHAPES)
+    other = heads["other"](states[_OTHER_LAYER][row, at].float())
+    compared = heads["compared"](states[_COMPARED_LAYER][row, at].float())
+    loss = F.cross_entropy(other[:, :split], shape) + F.cross_entropy(other[:, split:], place)
+    with torch.no_grad():
+        right = {
+            "other": float((other[:, split:].argmax(-1) == place).float().mean()),
+            "compared": float((compared.argmax(-1) == winner).float().mean()),
+        }
+    return loss + F.cross_entropy(compared, winner), right
 
 
 def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets) -> Tensor:

@@ -315,8 +315,9 @@ def _answer_losses(
         "hints": float(hints.detach()),
     }
     if stage.comparing > 0:
-        comparison, figures["compared"] = comparison_loss(run.heads, out.hidden_states, batch)
+        comparison, shares = comparison_loss(run.heads, out.hidden_states, batch, targets)
         loss = loss + stage.comparing * comparison
+        figures |= shares
     if stage.reading > 0:
         reading = reading_loss(out.attentions, batch, targets)
         loss = loss + stage.reading * reading

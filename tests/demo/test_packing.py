@@ -74,18 +74,17 @@ def test_named_and_counted_words_are_marked(tokenizer):
         assert batch.counts[0][batch.counts[0] != IGNORE].tolist() == wanted
 
 
-def test_the_second_name_of_a_comparison_is_marked_with_the_winner(tokenizer):
+def test_the_second_name_of_a_comparison_is_marked_with_the_other_object(tokenizer):
     drawn = scene(8, 168, 140, min_objects=4, max_objects=4)
     asked = questions(drawn, ["left", "what", "left", "count", "left"])
     batch = Packer(tokenizer).pack([asked], 5, 6)
     left = [q for q in asked if q.kind == "left"]
-    marked = (batch.winners[0] != IGNORE).nonzero()[:, 0].tolist()
+    marked = (batch.compared[0] != IGNORE).nonzero()[:, 0].tolist()
     assert len(marked) == len(left) >= 2
     for position, question in zip(marked, left, strict=True):
-        second = question.prompt.removesuffix("?").split()[-1]
-        assert tokenizer.decode(batch.ids[0][position]).strip() == second
-        winner = SHAPES[int(batch.winners[0][position])]
-        assert question.answer == f"the {winner}."
+        other = drawn.objects[int(batch.compared[0][position])].shape
+        second = tokenizer.decode(batch.ids[0][position]).strip()
+        assert question.prompt == f"Which is further left, the {other} or the {second}?"
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def answering_batch() -> PackedBatch:
         named=torch.full((1, 19), -2),
         counts=torch.full((1, 19), -100),
         focus=torch.full((1, 19), -1),
-        winners=torch.full((1, 19), -100),
+        compared=torch.full((1, 19), -100),
         first_vision=1,
         vision_tokens=16,
     )

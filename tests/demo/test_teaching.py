@@ -70,19 +70,21 @@ def test_hints_reach_every_head_and_the_states():
         named=named,
         counts=counts,
         focus=torch.full((1, 19), -1),
-        winners=torch.full((1, 19), -100),
+        compared=torch.full((1, 19), -100),
         first_vision=1,
         vision_tokens=16,
     )
     hint_loss(heads, states, batch, scene_targets([square_scene()], 4, 4)).backward()
     reached = {name for name, p in heads.named_parameters() if p.grad is not None}
-    assert reached == {n for n, _ in heads.named_parameters() if not n.startswith("compared.")}
+    assert reached == {
+        n for n, _ in heads.named_parameters() if n.split(".")[0] not in ("other", "compared")
+    }
     assert all(p.grad.abs().sum() > 0 for p in heads.parameters() if p.grad is not None)
     touched = [s.grad is not None and s.grad.abs().sum() > 0 for s in states]
     assert touched == [True, False, True, True, True, False]
 
 
-def test_the_comparison_is_taught_at_the_second_name_in_the_last_layer_alone(tokenizer):
+def test_the_comparison_is_taught_at_the_second_name_in_the_last_two_layers(tokenizer):
     drawn = scene(8, 168, 140, min_objects=4, max_objects=4)
     asked = questions(drawn, ["left"] * 6)
     assert asked
@@ -90,14 +92,31 @@ def test_the_comparison_is_taught_at_the_second_name_in_the_last_layer_alone(tok
     torch.manual_seed(0)
     heads = hint_heads(64)
     states = [torch.randn(*batch.ids.shape, 64, requires_grad=True) for _ in range(6)]
-    loss, right = comparison_loss(heads, states, batch)
+    targets = scene_targets([drawn], 5, 6)
+    loss, right = comparison_loss(heads, states, batch, targets)
     loss.backward()
-    assert [s.grad is not None for s in states] == [False] * 5 + [True]
-    rows = states[5].grad.abs().sum(-1) > 0
-    assert torch.equal(rows, batch.winners != -100) and rows.sum() == len(asked)
-    assert 0 <= right <= 1
+    assert [s.grad is not None for s in states] == [False] * 4 + [True] * 2
+    for state in states[4:]:
+        rows = state.grad.abs().sum(-1) > 0
+        assert torch.equal(rows, batch.compared != -100) and rows.sum() == len(asked)
+    assert right.keys() == {"other", "compared"}
+    # Heads that read the truth from the states make the loss vanish.
+    winners = [SHAPES.index(q.answer.removeprefix("the ").removesuffix(".")) for q in asked]
+    first = [drawn.objects[q.prompt_objects[0]] for q in asked]
+    with torch.no_grad():
+        for head in (heads["other"], heads["compared"]):
+            head.weight.copy_(20 * torch.eye(64)[: len(head.weight)])
+            head.bias.zero_()
+        told = [torch.zeros(*batch.ids.shape, 64) for _ in range(6)]
+        at = (batch.compared[0] != -100).nonzero()[:, 0]
+        for position, thing, winner in zip(at, first, winners, strict=True):
+            told[4][0, position, SHAPES.index(thing.shape)] = 1
+            told[4][0, position, len(SHAPES) + thing.cell] = 1
+            told[5][0, position, winner] = 1
+        loss, right = comparison_loss(heads, told, batch, targets)
+    assert float(loss) < 1e-4 and right == {"other": 1.0, "compared": 1.0}
     none = Packer(tokenizer).pack([questions(drawn, ["what"])], 5, 6)
-    assert float(comparison_loss(heads, states, none)[0]) == 0
+    assert float(comparison_loss(heads, states, none, targets)[0]) == 0
 
 
 def test_the_fingerprint_changes_with_the_recipe():
@@ -117,7 +136,7 @@ def test_the_reading_hint_is_small_where_the_heads_read_as_shown_and_only_there(
         "positions": torch.zeros(3, 1, 19, dtype=torch.long),
         "block": torch.zeros(1, 19, dtype=torch.long),
         "counts": torch.full((1, 19), -100),
-        "winners": torch.full((1, 19), -100),
+        "compared": torch.full((1, 19), -100),
         "first_vision": 1,
         "vision_tokens": 16,
         "labels": labels,
