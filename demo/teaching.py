@@ -232,6 +232,28 @@ def comparison_loss(
     return loss + F.cross_entropy(compared, winner), right
 
 
+def winner_reading_loss(attentions: Sequence[Tensor], batch: PackedBatch) -> Tensor:
+    """Teaches the last head of the last layer to attend, from the rows of a "further left" answer,
+    to the second shape word, which holds the winner by then (`comparison_loss`).
+
+    In the layers before, these rows are required to attend to the image.
+
+    Args:
+        attentions: ``(B, H, L, L)`` for each layer.
+        batch: The packed batch.
+
+    Returns:
+        The mean negative log of the attention there; 0 if no such question is asked.
+    """
+    words = batch.focus.clamp_min(0)
+    asked = (batch.focus >= 0) & (batch.compared.gather(1, words) != IGNORE)
+    row, at = asked.nonzero(as_tuple=True)
+    if not len(row):
+        return attentions[-1].new_zeros((), dtype=torch.float32)
+    weights = attentions[-1][row, -1, at, words[row, at]].float()
+    return -(weights + 1e-3).log().mean()
+
+
 def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets) -> Tensor:
     """Teaches three heads where to attend; without it, training stays on a plateau for long.
 

@@ -35,6 +35,7 @@ from sinkscope.demo.teaching import (
     reading_loss,
     scene_targets,
     seen_loss,
+    winner_reading_loss,
 )
 
 NEEDED_BYTES = 200_000_000
@@ -318,6 +319,10 @@ def _answer_losses(
         comparison, shares = comparison_loss(run.heads, out.hidden_states, batch, targets)
         loss = loss + stage.comparing * comparison
         figures |= shares
+    if stage.winner_reading > 0:
+        winner_reading = winner_reading_loss(out.attentions, batch)
+        loss = loss + stage.winner_reading * winner_reading
+        figures["winner_reading"] = float(winner_reading.detach())
     if stage.reading > 0:
         reading = reading_loss(out.attentions, batch, targets)
         loss = loss + stage.reading * reading

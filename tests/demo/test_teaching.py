@@ -13,6 +13,7 @@ from sinkscope.demo.teaching import (
     hint_loss,
     reading_loss,
     scene_targets,
+    winner_reading_loss,
 )
 
 
@@ -117,6 +118,20 @@ def test_the_comparison_is_taught_at_the_second_name_in_the_last_two_layers(toke
     assert float(loss) < 1e-4 and right == {"other": 1.0, "compared": 1.0}
     none = Packer(tokenizer).pack([questions(drawn, ["what"])], 5, 6)
     assert float(comparison_loss(heads, states, none, targets)[0]) == 0
+
+
+def test_the_winner_is_read_by_the_last_head_of_the_last_layer(tokenizer):
+    drawn = scene(8, 168, 140, min_objects=4, max_objects=4)
+    batch = Packer(tokenizer).pack([questions(drawn, ["left", "what", "left"])], 5, 6)
+    length = batch.ids.shape[1]
+    attentions = [torch.zeros(1, 2, length, length) for _ in range(6)]
+    assert winner_reading_loss(attentions, batch) > 6
+    for position in (batch.compared[0] != -100).nonzero()[:, 0]:
+        rows = batch.block[0] == batch.block[0][position]
+        attentions[5][0, 1, rows, position] = 1
+    assert abs(float(winner_reading_loss(attentions, batch))) < 0.01
+    none = Packer(tokenizer).pack([questions(drawn, ["what"])], 5, 6)
+    assert float(winner_reading_loss(attentions, none)) == 0
 
 
 def test_the_fingerprint_changes_with_the_recipe():
