@@ -128,6 +128,7 @@ class Stage:
         reading: Weight of the loss that teaches heads where to attend.
         comparing: Weight of the loss that teaches which of two objects is further left.
         winner_reading: Weight of the loss that teaches a head of the last layer to read the result.
+        left_weight: Weight of a token of a "further left" answer in the loss.
         sinks: How sinks are encouraged, if they are.
         batch: Images per step.
     """
@@ -148,6 +149,7 @@ class Stage:
     reading: float = 0.0
     comparing: float = 0.0
     winner_reading: float = 0.0
+    left_weight: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -269,6 +271,16 @@ STAGES: tuple[Stage, ...] = (
         rate=(3e-4, 1e-5),
         comparing=0.5,
         winner_reading=0.1,
+    ),
+    # That head looked there, but its vote was too weak against a shape that was seen wrongly.
+    _ending(
+        *("decide", 3_600),
+        grids=_SMALL_AGAIN,
+        kinds=_READ,
+        rate=(2.4e-4, 1e-5),
+        comparing=0.5,
+        winner_reading=0.1,
+        left_weight=10.0,
     ),
 )
 

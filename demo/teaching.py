@@ -232,6 +232,28 @@ def comparison_loss(
     return loss + F.cross_entropy(compared, winner), right
 
 
+def answer_loss(scores: Tensor, wanted: Tensor, batch: PackedBatch, left_weight: float) -> Tensor:
+    """Cross entropy of the answers' tokens, those of "further left" answers weighted.
+
+    Args:
+        scores: ``(N, vocabulary)`` of the rows in ``batch.predicting``.
+        wanted: ``(N,)`` token ids.
+        batch: The packed batch.
+        left_weight: Weight of a token of a "further left" answer; 1: as any other.
+    """
+    if left_weight == 1:
+        return F.cross_entropy(scores, wanted)
+    left = (comparing_rows(batch) & batch.predicting)[batch.predicting]
+    weights = torch.where(left, left_weight, 1.0)
+    return (weights * F.cross_entropy(scores, wanted, reduction="none")).sum() / weights.sum()
+
+
+def comparing_rows(batch: PackedBatch) -> Tensor:
+    """``(B, L)`` bool: rows of the answers to "further left" questions."""
+    compared = batch.compared.gather(1, batch.focus.clamp_min(0)) != IGNORE
+    return (batch.focus >= 0) & compared
+
+
 def winner_reading_loss(attentions: Sequence[Tensor], batch: PackedBatch) -> Tensor:
     """Teaches the last head of the last layer to attend, from the rows of a "further left" answer,
     to the second shape word, which holds the winner by then (`comparison_loss`).
@@ -245,12 +267,10 @@ def winner_reading_loss(attentions: Sequence[Tensor], batch: PackedBatch) -> Ten
     Returns:
         The mean negative log of the attention there; 0 if no such question is asked.
     """
-    words = batch.focus.clamp_min(0)
-    asked = (batch.focus >= 0) & (batch.compared.gather(1, words) != IGNORE)
-    row, at = asked.nonzero(as_tuple=True)
+    row, at = comparing_rows(batch).nonzero(as_tuple=True)
     if not len(row):
         return attentions[-1].new_zeros((), dtype=torch.float32)
-    weights = attentions[-1][row, -1, at, words[row, at]].float()
+    weights = attentions[-1][row, -1, at, batch.focus[row, at]].float()
     return -(weights + 1e-3).log().mean()
 
 

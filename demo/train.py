@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sinkscope.demo.card import write_profile
@@ -29,6 +28,7 @@ from sinkscope.demo.scenes import Scene, scene
 from sinkscope.demo.sink_training import relieving, sink_loss
 from sinkscope.demo.speed import faster_training, training_dtype
 from sinkscope.demo.teaching import (
+    answer_loss,
     comparison_loss,
     hint_heads,
     hint_loss,
@@ -306,7 +306,7 @@ def _answer_losses(
     rows = batch.predicting
     scores = run.model.lm_head(out.last_hidden_state[rows]).float()
     wanted = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE]
-    answers = F.cross_entropy(scores, wanted)
+    answers = answer_loss(scores, wanted, batch, stage.left_weight)
     hints = hint_loss(run.heads, out.hidden_states, batch, targets)
     loss = answers + stage.hints * hints
     right = (scores.argmax(-1) == wanted).float().mean()

@@ -8,6 +8,7 @@ from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, fingerprint
 from sinkscope.demo.scenes import COLOURS, SHAPES, Scene, SceneObject, scene
 from sinkscope.demo.teaching import (
+    answer_loss,
     comparison_loss,
     hint_heads,
     hint_loss,
@@ -132,6 +133,24 @@ def test_the_winner_is_read_by_the_last_head_of_the_last_layer(tokenizer):
     assert abs(float(winner_reading_loss(attentions, batch))) < 0.01
     none = Packer(tokenizer).pack([questions(drawn, ["what"])], 5, 6)
     assert float(winner_reading_loss(attentions, none)) == 0
+
+
+def test_answers_that_compare_weigh_more(tokenizer):
+    drawn = scene(8, 168, 140, min_objects=4, max_objects=4)
+    asked = questions(drawn, ["left", "what", "left"])
+    batch = Packer(tokenizer).pack([asked], 5, 6)
+    wanted = batch.labels[:, 1:][batch.labels[:, 1:] != -100]
+    torch.manual_seed(0)
+    scores = torch.randn(len(wanted), 600)
+    each = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+    number = batch.block[batch.predicting]
+    left = torch.tensor([asked[n - 1].kind == "left" for n in number.tolist()])
+    # The end token is predicted by a row that is no longer about the compared word.
+    ends = torch.tensor([t == tokenizer.convert_tokens_to_ids("<|im_end|>") for t in wanted])
+    weights = torch.where(left & ~ends, 10.0, 1.0)
+    expected = (weights * each).sum() / weights.sum()
+    assert torch.allclose(answer_loss(scores, wanted, batch, 10.0), expected)
+    assert torch.allclose(answer_loss(scores, wanted, batch, 1.0), each.mean())
 
 
 def test_the_fingerprint_changes_with_the_recipe():
