@@ -226,7 +226,7 @@ class Painter:
 
 
 def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
-    photo = _photo(side.trace.images[view.image], width, view)
+    photo = panel_photo(side.trace.images[view.image], width, view)
     specs = []
     for layer in view.each or (None,):
         layer_view = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
@@ -238,7 +238,7 @@ def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
     return specs
 
 
-def _photo(image: Image.Image, width: int, view: View) -> Pixels:
+def panel_photo(image: Image.Image, width: int, view: View) -> Pixels:
     """The photo under the map: uint8 (height, width, 3)."""
     size = width, max(1, round(width * image.height / image.width))
     # Enlarged without smoothing, to show the pixels that the model saw.

@@ -17,13 +17,12 @@ from PIL import Image
 from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
 from sinkscope.attention_processor import token_indices
 from sinkscope.capture.run import checkpoint_decoding
-from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.run_values import answer_values, comparison_values, run_values
 from sinkscope.drawing.view import make_side, map_of, sinks_of
 from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
-from sinkscope.visualization import View
 from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.explore.exporting import EXPORT, kept_maps, make_files, sides_of_view
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
@@ -133,13 +132,7 @@ class Api:
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
-        return {
-            **about_run(run),
-            "same_text": run.same_text,
-            "first_difference": pair.first_difference,
-            "log_probability_change": list(pair.log_probability_change),
-            "report": dict(pair.var.var or {}),
-        }
+        return {**about_run(run), **comparison_values(pair)}
 
     def map(self, run: str, variant: str = "baseline", **said: Any) -> tuple[dict[str, Any], str]:
         """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
@@ -262,44 +255,8 @@ def _plain(values: np.ndarray) -> list[list[float | None]]:
 
 
 def about_run(run: Run) -> dict[str, Any]:
-    """A run as plain values: its id, what made it, and each answer with its tokens."""
-    first = run.first
-    return {
-        "run": run.id,
-        "prompt": first.prompt,
-        "model": {name: getattr(first.model, name) for name in MODEL},
-        "layers": list(first.layers),
-        "heads": list(first.heads),
-        "images": [
-            {"width": g.original[1], "height": g.original[0], "rows": g.rows, "columns": g.columns}
-            for g in first.layout.grids
-        ],
-        "settings": dict(first.settings),
-        "decoding": first.extra.get("decoding"),
-        **{name: _answer(trace) for name, trace in run.traces.items()},
-    }
-
-
-def _answer(trace: GenerationTrace) -> dict[str, Any]:
-    """One answer. `image_share` and `sink_share` are means over the captured layers and heads."""
-    side, view = make_side("", trace), View()
-    tokens = []
-    for t, token in enumerate(trace.tokens):
-        image, held = side.shares([t], view)
-        tokens.append(
-            {
-                "index": t,
-                "text": token.text,
-                "probability": token.probability,
-                "rank": token.rank,
-                "image_share": image,
-                "sink_share": held,
-            }
-        )
-    return {
-        "answer": trace.text,
-        "finish": trace.finish_reason,
-        "seconds": trace.seconds,
-        "applied": list(trace.applied),
-        "tokens": tokens,
-    }
+    """A run in plain values: its id, what made it, and each answer with its tokens."""
+    values = run_values(run.first)
+    model = {name: values["model"][name] for name in MODEL}
+    answers = {name: answer_values(trace) for name, trace in run.traces.items()}
+    return {"run": run.id, **values, "model": model, **answers}
