@@ -133,7 +133,8 @@ class _Busy:
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
         from sinkscope.jobs.runner import Done
-        from sinkscope.web.explore.exporting import EXPORT, ExportRequest, make_files
+        from sinkscope.web.explore.export_files import ExportRequest, make_files
+        from sinkscope.web.explore.exporting import EXPORT
 
         handlers = self._app.handlers
         run = handlers.store.get(handlers.component.value["run"])

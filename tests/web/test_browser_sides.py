@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.web.explore.exporting import ExportRequest
+from sinkscope.web.explore.export_files import ExportRequest
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import WORDS, make_pair

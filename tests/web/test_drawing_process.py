@@ -25,7 +25,8 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.view import View
 from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.job import Stopped
-from sinkscope.web.explore.exporting import ExportRequest, exporting, make_files, stopping_export
+from sinkscope.web.explore.export_files import ExportRequest, make_files
+from sinkscope.web.explore.exporting import exporting, stopping_export
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.pairs import pair_of

@@ -19,15 +19,8 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.web.explore.exporting import (
-    ExportRequest,
-    exporting,
-    idle,
-    make_files,
-    read_export_request,
-    sides_of_view,
-    stopping_export,
-)
+from sinkscope.web.explore.export_files import ExportRequest, idle, make_files, sides_of_view
+from sinkscope.web.explore.exporting import exporting, read_export_request, stopping_export
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.store import Run, new_id

@@ -21,7 +21,7 @@ from sinkscope.drawing.view_figure import tokens_words
 from sinkscope.models.family import Segment
 from sinkscope.web.api.endpoints import Api
 from sinkscope.web.components.assets import STATIC
-from sinkscope.web.explore.exporting import ExportRequest, make_files
+from sinkscope.web.explore.export_files import ExportRequest, make_files
 from sinkscope.web.runs.payload import build_payload
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site

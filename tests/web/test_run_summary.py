@@ -14,7 +14,7 @@ from sinkscope.drawing.frames import Frames, panel_width
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.run_summary import summary_line
 from sinkscope.drawing.view import View, make_side, treated_of
-from sinkscope.web.explore.exporting import ExportRequest, make_files, sides_of_view
+from sinkscope.web.explore.export_files import ExportRequest, make_files, sides_of_view
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.payload import _variant, build_payload
 from sinkscope.web.runs.store import Run, run_summary

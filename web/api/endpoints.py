@@ -24,7 +24,8 @@ from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
 from sinkscope.web.api.selection import ExportChoice, Selection
-from sinkscope.web.explore.exporting import EXPORT, kept_maps, make_files, sides_of_view
+from sinkscope.web.explore.export_files import kept_maps, make_files, sides_of_view
+from sinkscope.web.explore.exporting import EXPORT
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.model_events import model_wanted
 from sinkscope.web.runs.job_values import UNFORESEEN, session_hash_of
