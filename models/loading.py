@@ -394,12 +394,6 @@ def choose_dtype(choice: DType, config: Any, device: str) -> torch.dtype:
         ]
     if device == "cpu":
         return torch.float32
-    config_dtype = getattr(config, "dtype", None) or getattr(
-        config.get_text_config(), "dtype", None
-    )
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     # A quantised checkpoint may name its packed type, which nothing can be computed in.
-    return (
-        config_dtype
-        if config_dtype in (torch.float32, torch.bfloat16, torch.float16)
-        else torch.bfloat16
-    )
+    return stored if stored in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16

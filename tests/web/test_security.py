@@ -28,7 +28,7 @@ def call(
     if data is not None:
         request.add_header("content-type", "application/json")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, dict(answer.headers), answer.read().decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read().decode("utf-8", "replace")
@@ -177,7 +177,11 @@ def test_an_uploaded_page_is_never_shown_as_one(site: Site) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_burst_fills_the_queue_and_nothing_else(site: Site) -> None:
+def test_a_burst_fills_the_queue_and_nothing_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # These clients hold no stream: on a busy machine the first would be gone before the last comes.
+    monkeypatch.setattr(site.app.handlers.runner, "deserted", lambda session, since: False)
     config = described(site)
     components = {component["id"]: component for component in config["components"]}
     event = next(e for e in config["dependencies"] if e["api_name"] == "answer")
@@ -188,7 +192,7 @@ def test_a_burst_fills_the_queue_and_nothing_else(site: Site) -> None:
     )
     kind = {"content-type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{site.url}gradio_api/upload", part, kind)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         file = {"path": json.loads(answer.read())[0], "meta": {"_type": "gradio.FileData"}}
     data = [components[one]["props"].get("value") for one in event["inputs"]]
     data[:2] = [file, "endless"]
@@ -205,7 +209,7 @@ def test_a_burst_fills_the_queue_and_nothing_else(site: Site) -> None:
         assert set(statuses) <= {200, 503}  # 503: refused at once
         last = 39 - statuses[::-1].index(200)
         address = f"{site.url}gradio_api/queue/data?session_hash=burst{last}"
-        with urllib.request.urlopen(address, timeout=20) as told:
+        with urllib.request.urlopen(address, timeout=120) as told:
             assert "runs are waiting already; try again in a little while" in told.read().decode()
         assert call(site, "/")[0] == 200
     finally:
