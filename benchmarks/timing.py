@@ -1,4 +1,4 @@
-"""Paired timing: rounds of all ways, each way compared with the plain run of its own round, so
+"""Paired timing: rounds of all variants, each compared with the plain run of its own round, so that
 other load on the machine affects all of them."""
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def median(timings: Sequence[Timing | None], part: str) -> float:
 
 
 def totals(runs: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
-    """For each way its whole time, and the ratio to that of `unit`."""
+    """For each variant its whole time, and the ratio to that of `unit`."""
     result = {}
     for name, timings in runs.items():
         typical, fastest = ratio(timings, runs[unit], "total")

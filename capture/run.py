@@ -78,16 +78,22 @@ class Ending(StoppingCriteria):
         Returns:
             Of each row, whether its answer is over.
         """
-        said = [False] * len(self._probes)
+        stop_string_found = [False] * len(self._probes)
         if self._stop_strings is not None:
-            said = self._stop_strings(input_ids, None).tolist()
+            stop_string_found = self._stop_strings(input_ids, None).tolist()
         going = [row for row, reason in enumerate(self._finish_reasons) if not reason]
         for row in going:
             self._probes[row].choose(tokens[row])
         # After all are reported: the callback of the last one may set the event.
         at_once = self._for_all()
         for row in going:
-            ended = "end" if tokens[row] in self._end else "stop_string" if said[row] else at_once
+            ended = (
+                "end"
+                if tokens[row] in self._end
+                else "stop_string"
+                if stop_string_found[row]
+                else at_once
+            )
             self._finish_reasons[row] = ended
         return [bool(reason) for reason in self._finish_reasons]
 

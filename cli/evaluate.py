@@ -224,12 +224,12 @@ def _progress_bar(label: str, total: int | None) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(label, total=total, said="")
+        row = bar.add_task(label, total=total, text="")
 
         def tell(done: int, of: int, text: str) -> None:
-            bar.update(row, completed=done, total=of or None, said=text)
+            bar.update(row, completed=done, total=of or None, text=text)
 
         yield tell

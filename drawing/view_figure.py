@@ -224,7 +224,9 @@ def _parted(sides: Sequence[Side], tokens: Sequence[int]) -> Iterator[str]:
 
 
 def _views(view: View) -> list[View]:
-    return [dataclasses.replace(view, layers=(n,), each=()) for n in view.each] or [view]
+    return [
+        dataclasses.replace(view, layers=(n,), separate_layers=()) for n in view.separate_layers
+    ] or [view]
 
 
 def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:

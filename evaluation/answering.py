@@ -34,7 +34,7 @@ class Answer:
     ids."""
 
     text: str
-    finish: str
+    finish_reason: str
     log_probabilities: tuple[float, ...]
     sinks: int | None
     rows_changed: float

@@ -215,7 +215,7 @@ class Session:
             cluster=question.cluster,
             fields=plain_values(question.fields, "fields"),
             log_probabilities=None if answer is None else answer.log_probabilities,
-            finish=None if answer is None else answer.finish,
+            finish=None if answer is None else answer.finish_reason,
             sinks=None if answer is None else answer.sinks,
             rows_changed=None if answer is None else answer.rows_changed,
             mass_moved=None if answer is None else answer.mass_moved,

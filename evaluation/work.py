@@ -86,14 +86,14 @@ def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[WorkRe
     where = host(handle)
     try:
         answers = answer_questions(handle, list(ready.values()), plan.methods, plan.batch_tokens)
-        for (index, asked), answer in zip(ready.items(), answers, strict=True):
-            done[index] = WorkResult(asked.question.fingerprint(), answer, None, where)
+        for (index, prepared), answer in zip(ready.items(), answers, strict=True):
+            done[index] = WorkResult(prepared.question.fingerprint(), answer, None, where)
     except Exception as fault:
         first = _words(fault)
         _free()
-        for index, asked in ready.items():
+        for index, prepared in ready.items():
             tries = max(plan.retries, 1 if len(ready) > 1 else 0)
-            done[index] = _alone(plan, handle, asked, tries, first)
+            done[index] = _alone(plan, handle, prepared, tries, first)
     return tuple(done[index] for index in range(len(given)))
 
 
@@ -103,7 +103,7 @@ def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> PreparedQuestion 
     for _ in range(plan.retries + 1):
         try:
             images = tuple(picture() for picture in given.pictures)
-            asked = ModelQuestion(
+            question = ModelQuestion(
                 images,
                 given.prompt,
                 plan.settings,
@@ -111,7 +111,7 @@ def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> PreparedQuestion 
                 plan.min_pixels,
                 plan.max_pixels,
             )
-            return PreparedQuestion(asked, asked.inputs(handle))
+            return PreparedQuestion(question, question.inputs(handle))
         except ValueError as fault:  # an image, a prompt, a setting: the same the next time
             return WorkResult("", (), str(fault), host(handle))
         except Exception as fault:  # whatever it is, the other questions can still be asked

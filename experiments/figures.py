@@ -26,7 +26,7 @@ from sinkscope.sinks.figures.style import (
     ORDINARY,
     PURPLE,
     SINK,
-    finish,
+    add_title,
     legend,
     plain,
 )
@@ -75,7 +75,7 @@ def draw(chart: Chart, about: str = "") -> Figure:
     )
     axes.set_xlabel(chart.x_label, parse_math=False)
     axes.set_ylabel(chart.y_label, parse_math=False)
-    finish(figure, chart.title, *(line for line in (chart.note, about) if line))
+    add_title(figure, chart.title, *(line for line in (chart.note, about) if line))
     return figure
 
 

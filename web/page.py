@@ -77,7 +77,7 @@ def build_app(
     kept = OwnedRuns if settings.app.login else RunStore
     store = kept(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
     handlers = Handlers(settings, loaded, store, engine)
-    forecaster = Forecaster(settings, loaded, estimate, handlers.pace)
+    forecaster = Forecaster(settings, loaded, estimate, handlers.run_times)
     first = example or load_example()
     if first is not None:
         store.put(first, keep_on_disk=False)

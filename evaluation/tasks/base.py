@@ -264,8 +264,8 @@ def kit_choice(question: Question) -> str:
     """VLMEvalKit's prompt of a multiple choice, with a Chinese instruction where the question or an
     option has a Chinese character."""
     lines = "".join(f"{letter}. {option}\n" for letter, option in question.options)
-    asked = f"Question: {question.text}\nOptions:\n{lines}"
-    return asked + (KIT_CHOICE_CHINESE if _CHINESE.search(asked) else KIT_CHOICE)
+    prompt = f"Question: {question.text}\nOptions:\n{lines}"
+    return prompt + (KIT_CHOICE_CHINESE if _CHINESE.search(prompt) else KIT_CHOICE)
 
 
 def kit_shortly(question: Question) -> str:

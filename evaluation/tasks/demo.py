@@ -30,13 +30,13 @@ def read(data: Data | None) -> Iterator[Question]:
         width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
         drawn = scene((SEED, index), width, height)
         picture = LoadedPicture(Image.fromarray(drawn.image))
-        for asked in questions(drawn, KINDS):
+        for drawn_question in questions(drawn, KINDS):
             yield Question(
-                id=f"scene-{index}-{asked.kind}",
-                text=asked.prompt,
+                id=f"scene-{index}-{drawn_question.kind}",
+                text=drawn_question.prompt,
                 pictures=(picture,),
-                truth=asked.answer,
-                category=asked.kind,
+                truth=drawn_question.answer,
+                category=drawn_question.kind,
                 cluster=f"scene-{index}",
                 fields={"objects": len(drawn.objects)},
             )

@@ -37,7 +37,7 @@ from sinkscope.sinks.figures.style import (
     GREY,
     ORDINARY,
     SINK,
-    finish,
+    add_title,
     layer_axis,
     legend,
     place_tau,
@@ -135,7 +135,7 @@ def phi_by_layer(findings: Findings) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     legend(axes)
-    finish(figure, f"Sink score by layer, {findings.model.id}", _about(findings))
+    add_title(figure, f"Sink score by layer, {findings.model.id}", _about(findings))
     return figure
 
 
@@ -197,7 +197,7 @@ def contrast_matrix(findings: Findings) -> Figure:
         "\u25cf: all thresholds hold; grey: no candidate in this layer; bold: taken."
     )
     title = f"Dimensions by layer, {findings.model.id}"
-    finish(figure, title, how + more, _about(findings))
+    add_title(figure, title, how + more, _about(findings))
     return figure
 
 
@@ -229,7 +229,7 @@ def tau_sweep(findings: Findings) -> Figure:
     shares_axis(axes, "flagged (phi > tau)")
     tau_axis(axes, taus, findings.tau)
     legend(axes)
-    finish(figure, f"What a threshold flags, {findings.model.id}", _about(findings))
+    add_title(figure, f"What a threshold flags, {findings.model.id}", _about(findings))
     return figure
 
 

@@ -264,18 +264,18 @@ def _memory_errors_named(
 
 def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:
     """The information about a sample that findings store."""
-    asked = next((sample for sample in samples.samples if sample.id == stats.id), None)
-    if asked is None:
+    match = next((sample for sample in samples.samples if sample.id == stats.id), None)
+    if match is None:
         return UsedSample(stats.id, stats.fingerprint, stats.images)
     return UsedSample(
         stats.id,
         stats.fingerprint,
         stats.images,
-        asked.prompt,
-        asked.answer,
-        asked.where,
-        asked.system,
-        asked.history,
+        match.prompt,
+        match.answer,
+        match.where,
+        match.system,
+        match.history,
     )
 
 

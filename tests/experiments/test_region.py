@@ -46,8 +46,8 @@ def eager(handle: ModelHandle, asked: PromptAndAnswer, keys: tuple[int, ...]) ->
     model = copy.deepcopy(handle.model).double()
     model.set_attn_implementation({"text_config": "eager"})
     tensors = dict(asked.inputs.tensors)
-    told = torch.tensor([asked.answer])
-    tensors["input_ids"] = torch.cat([tensors["input_ids"], told], 1)
+    answer_ids = torch.tensor([asked.answer])
+    tensors["input_ids"] = torch.cat([tensors["input_ids"], answer_ids], 1)
     tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
     kinds = tensors["mm_token_type_ids"]
     tensors["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, len(asked.answer)))
@@ -65,7 +65,7 @@ def eager(handle: ModelHandle, asked: PromptAndAnswer, keys: tuple[int, ...]) ->
     with torch.no_grad():
         logits = model(**tensors).logits[0, asked.inputs.layout.length - 1 : -1]
     logs = torch.log_softmax(logits, -1)
-    return logs[torch.arange(len(asked.answer)), told[0]].numpy()
+    return logs[torch.arange(len(asked.answer)), answer_ids[0]].numpy()
 
 
 @pytest.mark.parametrize("batch_tokens", [None, 200])
@@ -156,10 +156,10 @@ def test_runs_that_cannot_be_read_again_are_refused(
 
 
 def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: PromptAndAnswer) -> None:
-    told: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     settings = RegionSettings(random_boxes=9, batch_tokens=300)
     steps = list(
-        region_steps(handle, asked, BOX, settings, on_progress=lambda *step: told.append(step))
+        region_steps(handle, asked, BOX, settings, on_progress=lambda *step: reports.append(step))
     )
     counts = [len(step.others) for step in steps]
     assert len(steps) > 2 and counts == sorted(counts) and counts[-1] == 9
@@ -167,8 +167,8 @@ def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: PromptAn
     for step in steps:
         assert np.array_equal(step.changes, steps[-1].changes)
         assert np.array_equal(step.random, steps[-1].random[: len(step.others)])
-    assert [done for done, _, _ in told] == [0, *counts]
-    assert {total for _, total, _ in told} == {9}
+    assert [done for done, _, _ in reports] == [0, *counts]
+    assert {total for _, total, _ in reports} == {9}
 
 
 def test_stop_ends_it_between_passes_and_leaves_nothing_behind(

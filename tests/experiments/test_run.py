@@ -43,16 +43,16 @@ FEW = StudySettings(bootstrap=100, controls=1, answer_tokens=3)
 
 @pytest.mark.tiny
 def test_progress_rises_to_its_end(handle: ModelHandle) -> None:
-    told: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     settings = AblateMLPSettings(layer=0, top=1, min_share=0.0)
     run_experiment(
-        handle, "ablate-mlp", SAMPLES, settings, FEW, on_progress=lambda *one: told.append(one)
+        handle, "ablate-mlp", SAMPLES, settings, FEW, on_progress=lambda *one: reports.append(one)
     )
-    assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
+    assert [done for done, _, _ in reports] == list(range(1, len(reports) + 1))
     assert (
-        told[-1][0] == told[-1][1] == 12
+        reports[-1][0] == reports[-1][1] == 12
     )  # sinks, neurons, what they hold, arms: three samples each
-    assert all(text for _, _, text in told)
+    assert all(text for _, _, text in reports)
 
 
 @pytest.mark.tiny
@@ -111,12 +111,12 @@ def test_random_choices_follow_from_the_seed(handle: ModelHandle) -> None:
 def test_a_layer_that_there_is_not_is_refused_before_any_pass(
     handle: ModelHandle, name: str, settings: object
 ) -> None:
-    told: list[int] = []
+    reports: list[int] = []
     with pytest.raises(ValueError, match=r"3; .* has layers 0 to 2"):
         run_experiment(
-            handle, name, SAMPLES, settings, FEW, on_progress=lambda done, *_: told.append(done)
+            handle, name, SAMPLES, settings, FEW, on_progress=lambda done, *_: reports.append(done)
         )
-    assert not told
+    assert not reports
 
 
 @pytest.mark.tiny

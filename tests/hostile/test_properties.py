@@ -202,7 +202,9 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "sinks": lambda **said: SinksRequest(**said).check(),
     "evaluate": lambda **said: EvaluateRequest(**said).check(),
     "experiments": lambda **said: ExperimentRequest(**{"name": "scan", **said}).check(),
-    "experiment": lambda **said: ExperimentRequest("scan", own=said, study=said).check(),
+    "experiment": lambda **said: ExperimentRequest(
+        "scan", experiment_settings=said, study=said
+    ).check(),
     "generate": lambda **said: asked(said),
     "load": lambda **said: model_wanted(Settings(), ["demo"], {"model": "demo", **said}),
     "form": lambda **said: control_values(said, None),

@@ -160,7 +160,7 @@ def new_page(
             problems.append(f"request to {address}")
             route.abort()
 
-    def told(message: Any) -> None:
+    def report(message: Any) -> None:
         if message.type == "error" and not errors:
             problems.append(f"console: {message.text}")
 
@@ -168,7 +168,7 @@ def new_page(
     page = context.new_page()
     page.set_default_timeout(60_000)  # only reached by a page that hangs, even on a busy machine
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
-    page.on("console", told)
+    page.on("console", report)
     page.streams = set()  # open streams of messages: see `settled`
     page.on("request", lambda one: page.streams.add(one) if "/queue/data" in one.url else None)
     page.on("requestfinished", lambda one: page.streams.discard(one))

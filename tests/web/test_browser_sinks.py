@@ -156,7 +156,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     # Only in this browser: the model and another page keep the model's own profile.
     move_tau(page, 4.5)
     page.click("[data-testid=sinks-use]")
-    assert "17, 101 with tau 4.5" in text(page, "told")
+    assert "17, 101 with tau 4.5" in text(page, "message")
     page.click("button[role=tab]:has-text('Explore')")
     page.click("#var-settings > button, #var-settings .label-wrap")
     page.wait_for_function("document.querySelector('#sink-dims :is(input, textarea)')?.value")

@@ -147,12 +147,12 @@ def test_an_interval_stands_in_one_cell(make: Make) -> None:
 
 
 def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
-    handlers, told = make(), []
+    handlers, reports = make(), []
 
     def watching(*args: Any, on_progress: Any, **hooks: Any) -> Any:
         def tell(*said: Any) -> None:
             on_progress(*said)
-            told.append(job().at)
+            reports.append(job().at)
 
         return run_experiment(*args, on_progress=tell, **hooks)
 
@@ -162,11 +162,11 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
 
     handlers.engine = watching
     assert drain(handlers, asked())[-1]["phase"] == "ready"
-    looking = [at for at in told if at.stage == "Looking for sinks"]
-    others = [at for at in told if at.stage != "Looking for sinks"]
+    looking = [at for at in reports if at.stage == "Looking for sinks"]
+    others = [at for at in reports if at.stage != "Looking for sinks"]
     assert [(at.done, at.total) for at in looking] == [(1, 3), (2, 3), (3, 3)]
     assert [at.done for at in others] == list(range(1, len(others) + 1))
-    assert {at.total for at in others} == {len(others)} and all(at.text for at in told)
+    assert {at.total for at in others} == {len(others)} and all(at.text for at in reports)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,9 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
     make: Make,
 ) -> None:
     handlers = make()
-    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    one, other = (
+        drain(handlers, asked(experiment_settings={"layer": layer}))[-1] for layer in (0.0, 1.0)
+    )
     value = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
     assert value["phase"] == "ready" and value["run"] not in (one["run"], other["run"])
     header = opened(value)
@@ -344,7 +346,9 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
 @pytest.mark.parametrize("deleted", ["one", "other", "both"])
 def test_a_comparison_goes_with_a_result_that_it_shows(make: Make, deleted: str) -> None:
     handlers = make()
-    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    one, other = (
+        drain(handlers, asked(experiment_settings={"layer": layer}))[-1] for layer in (0.0, 1.0)
+    )
     both = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
     with_itself = handlers.compare_experiments({"a": other["run"], "b": other["run"]})
     values = {"one": one, "other": other, "both": both}
@@ -361,7 +365,7 @@ def test_a_comparison_goes_with_a_result_that_it_shows(make: Make, deleted: str)
 def test_what_cannot_be_set_side_by_side_is_said(make: Make) -> None:
     handlers = make()
     one = drain(handlers, asked())[-1]["run"]
-    scan = drain(handlers, asked("scan", own={"print": ["hidden"]}))[-1]["run"]
+    scan = drain(handlers, asked("scan", experiment_settings={"print": ["hidden"]}))[-1]["run"]
     for ask in (None, {}, {"a": one}, {"a": one, "b": "x" * 22}, {"a": [one], "b": one}):
         assert handlers.compare_experiments(ask) == {"error": GONE}
     said = handlers.compare_experiments({"a": one, "b": scan})["error"]

@@ -42,12 +42,12 @@ def endless(
     path: Path,
     on_progress: Progress,
     stop: threading.Event,
-    told: Callable[[], object] = lambda: None,
+    on_frame: Callable[[], object] = lambda: None,
 ) -> None:
     """Replaces the drawing: more frames than anybody would wait for."""
     for frame in range(1, 10_000):
         on_progress(frame, 10_000, f"Frame {frame} of 10000")
-        told()
+        on_frame()
         if stop.wait(0.01):
             raise Stopped(frame, 10_000, "frames")
 
@@ -61,9 +61,9 @@ def run(site: Site) -> Run:
 
 def test_an_animation_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
     wanted = ExportRequest("gif", first=1, last=4, width=320)
-    told: list[tuple[int, int, str]] = []
-    (path,) = make_files(run, wanted, tmp_path, lambda *at: told.append(at))
-    assert told == [(k, 4, f"Frame {k} of 4") for k in range(1, 5)]
+    reports: list[tuple[int, int, str]] = []
+    (path,) = make_files(run, wanted, tmp_path, lambda *at: reports.append(at))
+    assert reports == [(k, 4, f"Frame {k} of 4") for k in range(1, 5)]
     with Image.open(path) as picture:
         assert picture.n_frames == 4
 
@@ -81,7 +81,7 @@ def test_only_the_session_that_asked_stops_its_file(
 ) -> None:
     handlers, drawn = site.app.handlers, threading.Event()
 
-    monkeypatch.setattr(DrawingProcess, "__call__", partialmethod(endless, told=drawn.set))
+    monkeypatch.setattr(DrawingProcess, "__call__", partialmethod(endless, on_frame=drawn.set))
     question = {"ask": "1-2", "view": VIEW, "run": run.id, "kind": "gif"}
     mine, yours = SimpleNamespace(session_hash="mine"), SimpleNamespace(session_hash="yours")
     values = exporting(handlers)(SimpleNamespace(_data=question), mine)
@@ -238,10 +238,14 @@ def test_stop_ends_the_file_in_the_making(
     page.click("[data-testid=save-button]")
     assert page.is_hidden("[data-testid=stop-save]")
     page.click("[data-testid=save-gif]")
-    told = page.locator(".save .told")
-    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Frame')")
+    status = page.locator(".save .status-text")
+    page.wait_for_function(
+        "document.querySelector('.save .status-text').textContent.startsWith('Frame')"
+    )
     page.click("[data-testid=stop-save]")
-    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Not')")
-    assert told.inner_text().startswith("Not saved: Stopped after ")
+    page.wait_for_function(
+        "document.querySelector('.save .status-text').textContent.startsWith('Not')"
+    )
+    assert status.inner_text().startswith("Not saved: Stopped after ")
     assert page.is_hidden("[data-testid=stop-save]")
     assert site.app.handlers.runner.under_way == ()

@@ -122,7 +122,9 @@ def test_the_samples_of_a_run(
     else:
         handlers = ExperimentsHandlers(settings, loaded, Runner(2), engine)
         own = {"layer": 0.0}
-        wanted = ExperimentRequest("decompose-output", MINE, given, own=own, samples=2)
+        wanted = ExperimentRequest(
+            "decompose-output", MINE, given, experiment_settings=own, samples=2
+        )
         work = lambda: handlers._work(wanted, "x" * 22, Job())  # noqa: E731
     try:
         with pytest.raises(EnoughError):

@@ -227,7 +227,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
     handlers = make()
 
     def counting(*args: Any, on_progress: Any = None, **hooks: Any) -> Any:
-        def told(done: int, total: int, text: str) -> None:
+        def report(done: int, total: int, text: str) -> None:
             if text.startswith("Measured ") and text != "Measured before":
                 measured.append(text)
                 if len(measured) == 3:
@@ -235,7 +235,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
             if on_progress:
                 on_progress(done, total, text)
 
-        return sinkscope.sinks.finding.find.find(*args, on_progress=told, **hooks)
+        return sinkscope.sinks.finding.find.find(*args, on_progress=report, **hooks)
 
     handlers.engine = SinksEngine(find=counting)
     last = drain(handlers, asked(upload))[-1]

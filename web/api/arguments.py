@@ -1,7 +1,7 @@
 """API arguments made from settings (`sinkscope.setting`).
 
-An endpoint is a function with `**said`. The settings define what it accepts: each setting becomes
-an argument with the setting's name, default and description.
+An endpoint is a function with `**setting_values`. The settings define what it accepts: each
+setting becomes an argument with the setting's name, default and description.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def default_of(setting: Setting) -> Any:
 
 
 def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callable[..., Any]:
-    """The function with one keyword argument for each setting instead of `**said`."""
+    """The function with one keyword argument for each setting instead of `**setting_values`."""
 
     @functools.wraps(function)
-    def call(*parameters: Any, **said: Any) -> Any:
-        return function(*parameters, **said)
+    def call(*parameters: Any, **setting_values: Any) -> Any:
+        return function(*parameters, **setting_values)
 
     kind = inspect.Parameter
     signature = inspect.signature(function)

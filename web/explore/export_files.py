@@ -132,7 +132,7 @@ def sides_of_view(run: Run, wanted: ExportRequest) -> tuple[dict[str, Generation
     """The traces by their labels, and the view as far as this run has it."""
     view = wanted.view
     traces = dict(run.traces)
-    if wanted.side or view.each:
+    if wanted.side or view.separate_layers:
         name = wanted.side or next(iter(traces))
         if name not in traces:
             raise ValueError(f"side is {name!r}; allowed: {', '.join(traces)}.")
@@ -168,7 +168,7 @@ def with_kept(run: Run, wanted: ExportRequest, view: View, kept: ExplainedStore)
     names = [wanted.side] if wanted.side else list(run.traces)
     last = wanted.first if wanted.last is None else wanted.last
     tokens = range(wanted.first, min(last, MOST_TOKENS) + 1)
-    given = kept_maps(run, view, tokens, kept, names[:1] if view.each else names)
+    given = kept_maps(run, view, tokens, kept, names[:1] if view.separate_layers else names)
     return view if given is None else dataclasses.replace(view, method=given, whole_answer=False)
 
 

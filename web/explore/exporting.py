@@ -105,7 +105,8 @@ def read_export_request(ask: Mapping[str, Any]) -> ExportRequest:
     """
     try:
         given = dict(ask["view"])
-        for name in ("layers", "heads", "each"):
+        given["separate_layers"] = given.pop("each", ())
+        for name in ("layers", "heads", "separate_layers"):
             if given.get(name) is not None:
                 given[name] = tuple(_index(n) for n in given[name])
         fields = {f.name for f in dataclasses.fields(View)}

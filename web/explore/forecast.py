@@ -16,7 +16,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import Forecast, forecast
 from sinkscope.capture.forecast import available_memory, check_memory
-from sinkscope.capture.pace import Pace
+from sinkscope.capture.run_times import RunTimes
 from sinkscope.config import GenerationSettings, ModelSettings, Settings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.footprint import Footprint, NotOnDiskError, device_and_dtype, footprint
@@ -46,7 +46,7 @@ def estimate_run(
     *,
     answers: int,
     same_text: bool,
-    pace: Pace,
+    run_times: RunTimes,
 ) -> Forecast:
     """The forecast of `answers` side by side; its bytes are those of one.
 
@@ -55,7 +55,9 @@ def estimate_run(
     """
     if not handle.lock.locked():  # else a run has memory that it gives back before this one starts
         check_memory(handle, inputs, settings, answers)
-    return forecast(handle, inputs, settings, answers=answers, same_text=same_text, pace=pace)
+    return forecast(
+        handle, inputs, settings, answers=answers, same_text=same_text, run_times=run_times
+    )
 
 
 class Forecaster:
@@ -65,7 +67,7 @@ class Forecaster:
         settings: of this start.
         loaded: the model.
         estimate: `estimate_run`; tests put their own here.
-        pace: what finished runs took.
+        run_times: what finished runs took.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class Forecaster:
         settings: Settings,
         loaded: LoadedModel,
         estimate: Callable[..., Forecast] = estimate_run,
-        pace: Pace | None = None,
+        run_times: RunTimes | None = None,
     ) -> None:
         self._settings = settings
         self._loaded = loaded
         self._estimate = estimate
-        self._pace = pace or Pace()
+        self._run_times = run_times or RunTimes()
         self._layouts: LRUCache[tuple[tuple[str, ...], str], PromptInputs] = LRUCache(KNOWN_PROMPTS)
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
@@ -101,7 +103,7 @@ class Forecaster:
                 settings,
                 answers=answers,
                 same_text=bool(request.compare and request.same_text),
-                pace=self._pace,
+                run_times=self._run_times,
             )
             return notice(run_words(forecast, answers))
         except ValueError as error:

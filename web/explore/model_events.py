@@ -46,12 +46,12 @@ def status_value(state: LoadState) -> dict[str, Any]:
 
 def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
     def ahead(
-        *, image: str | None, prompt: str, compare: bool, same_text: bool, **said: Any
+        *, image: str | None, prompt: str, compare: bool, same_text: bool, **setting_values: Any
     ) -> Any:
         """What a press of Generate will take."""
-        more = tuple(said.pop(name, None) for name in MORE)
-        asked = Request(image, prompt, compare, same_text, values=said, more=more)
-        return forecaster.of_run(asked)
+        more = tuple(setting_values.pop(name, None) for name in MORE)
+        run_request = Request(image, prompt, compare, same_text, values=setting_values, more=more)
+        return forecaster.of_run(run_request)
 
     return ahead
 
@@ -59,12 +59,12 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
 def load_forecasting(
     loaded: LoadedModel, settings: Settings, offered: Sequence[str], parameters: Mapping[str, int]
 ) -> Callable[..., Any]:
-    def ahead(**said: Any) -> Any:
+    def ahead(**setting_values: Any) -> Any:
         """What a press of Load will take."""
         if loaded.state.phase == "loading":
             return gr.skip()  # that line shows how far it is
         try:
-            return of_load(model_wanted(settings, offered, said), parameters)
+            return of_load(model_wanted(settings, offered, setting_values), parameters)
         except ValueError as error:
             return notice(str(error), "warn")
 
@@ -162,10 +162,10 @@ def _revision(settings: Settings, given: str | None, name: str) -> str | None:
 
 
 def loading(loaded: LoadedModel, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
-    def load_model(**said: Any) -> Iterator[tuple[Any, ...]]:
+    def load_model(**setting_values: Any) -> Iterator[tuple[Any, ...]]:
         """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
         try:
-            wanted = model_wanted(settings, offered, said)
+            wanted = model_wanted(settings, offered, setting_values)
             if not loaded.load(wanted):
                 raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:

@@ -55,12 +55,14 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         ask = event._data if isinstance(event._data, Mapping) else {}
         run, handle = handlers.store.get(ask.get("run")), handlers.loaded.handle
         sent = ask.get("said")
-        said = (
+        sent_values = (
             form_values_of(run) if run is not None else sent if isinstance(sent, Mapping) else None
         )
-        if said is None:
+        if sent_values is None:
             return *(gr.skip() for _ in names), gr.skip(), gr.skip(), gr.skip()
-        values = control_values(said, handle, run.first.model.id if run is not None else None)
+        values = control_values(
+            sent_values, handle, run.first.model.id if run is not None else None
+        )
         fill = bool(ask.get("fill"))
         if run is not None:
             for index, name in enumerate(("image", *MORE)):
@@ -70,11 +72,11 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         if shown.get("dims"):
             shown = {**shown, "dims_of": run.first.model.id if run is not None else ""}
         updates = (shown.get(name, gr.skip()) for name in names)
-        asked = values if run is not None else {}
-        words = "" if fill else changed_words(asked, now)
+        values_of_run = values if run is not None else {}
+        words = "" if fill else changed_words(values_of_run, now)
         several = fill and any(values.get(name) for name in MORE)
         unfolded = gr.update(open=True) if several else gr.skip()
-        return *updates, asked, notice(words, "changed"), unfolded
+        return *updates, values_of_run, notice(words, "changed"), unfolded
 
     return refill
 
@@ -82,7 +84,7 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
 def noticing() -> Callable[..., Any]:
     """For every control's change: the line of what was changed since the run on screen."""
 
-    def changed(asked: Mapping[str, Any], **now: Any) -> Notice:
-        return notice(changed_words(asked, now), "changed")
+    def changed(values_of_run: Mapping[str, Any], **now: Any) -> Notice:
+        return notice(changed_words(values_of_run, now), "changed")
 
     return changed

@@ -80,7 +80,7 @@ def build_explore(
     form.examples.select(
         None,
         form.examples,
-        [form.image, form.prompt, *form.more],
+        [form.image, form.prompt, *form.more_images],
         js="chosen => [chosen.image, chosen.prompt, null, null, null]",
         api_visibility="private",
     )
@@ -102,7 +102,7 @@ def build_explore(
         **free,
     )
     on_load = page.load(following(loaded), None, outputs, api_visibility="private", **free)
-    decoding = (choosing_decoding(loaded), form.decoding, [form.says, *form.replaced])
+    decoding = (choosing_decoding(loaded), form.decoding, [form.checkpoint_words, *form.replaced])
     change_of(form.decoding)(*decoding, **QUIET)
     for event in (load, on_load):
         event.then(telling_limits(loaded), None, form.limits, **QUIET)
@@ -128,13 +128,13 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
     inspector.apply(
         refilling(handlers, form),
         None,
-        [*form.controls.values(), form.asked, form.changed, form.further],
+        [*form.controls.values(), form.last_request, form.changed, form.more_images_section],
         inputs_kwargs={**form.controls},
         # A deferred event would come with the data of the one before.
         **QUIET | {"trigger_mode": "multiple"},
     )
     seen = [change_of(one) for one in form.controls.values() if hasattr(one, "change")]
-    named = {"asked": form.asked, **form.controls}
+    named = {"asked": form.last_request, **form.controls}
     gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
 
 
@@ -143,13 +143,13 @@ def _connect_dims(form: Form, loaded: LoadedModel, load: Any) -> None:
     change_of(form.dims)(
         choosing_dims(loaded),
         [form.dims, form.dims_of],
-        [form.compare, form.note, form.tau, form.own],
+        [form.compare, form.note, form.tau, form.reset_dims],
         **QUIET,
     )
     form.profile.upload(
         taking_profile(loaded), form.profile, [form.dims, form.dims_of, form.tau], **QUIET
     )
-    form.own.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
+    form.reset_dims.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
     # Dimensions of one model mean nothing in another.
     load.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
 
@@ -194,10 +194,10 @@ def _connect_runs(
     form: Form, inspector: gr.HTML, status: gr.HTML, handlers: Handlers, settings: Settings
 ) -> Any:
     run = gr.on(
-        [form.go.click, form.prompt.submit],
+        [form.generate.click, form.prompt.submit],
         generating(handlers),
         None,
-        [inspector, form.go, form.stop],
+        [inspector, form.generate, form.stop],
         inputs_kwargs={**form.controls},
         api_name="answer",  # not "generate", which is the endpoint in `web.api.routes`
         api_visibility="private",

@@ -1,6 +1,6 @@
 let data = null; // the result on screen
 let coming = null; // id of the run whose data is being fetched
-const tell = (text) => ($(".told").textContent = text);
+const tell = (text) => ($(".status-text").textContent = text);
 
 function complain(text) {
   $(".alert").hidden = !text;

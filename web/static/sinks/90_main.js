@@ -1,4 +1,4 @@
-const tell = (text) => ($(".told").textContent = text);
+const tell = (text) => ($(".status-text").textContent = text);
 
 function complain(text) {
   $(".alert").hidden = !text;
