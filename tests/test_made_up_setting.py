@@ -48,14 +48,14 @@ photo = folder / "photo.png"
 Image.new("RGB", (60, 40), "teal").save(photo)
 
 
-def said(call, *arguments, **named):
+def error_of(call, *arguments, **named):
     try:
         return str(call(*arguments, **named))
     except Exception as error:
         return str(error)
 
 
-results["check"] = said(config.VARSettings, dims=(1,), sharpness=5)
+results["check"] = error_of(config.VARSettings, dims=(1,), sharpness=5)
 
 asked = []
 common.load = lambda settings: fake_handle()
@@ -94,7 +94,7 @@ client.predict(**ask, sharpness=0.5)
 results["argument made"] = asked.pop().sharpness
 client.predict(**ask)
 results["argument left out"] = asked.pop().sharpness
-results["argument refused"] = said(client.predict, **ask, sharpness=2.5)
+results["argument refused"] = error_of(client.predict, **ask, sharpness=2.5)
 results["trace"] = var_patch.describe(config.VARSettings(dims=(1,), sharpness=0.5))
 client.close()
 site.app.blocks.close(verbose=False)

@@ -41,14 +41,14 @@ def near(ours: float, right: float) -> bool:
 def at(position: int, change: Callable[[Tensor], Tensor], only: int) -> Callable:
     """A change of one position in one layer."""
 
-    def made(layer: int, values: Tensor) -> Tensor:
+    def changed(layer: int, values: Tensor) -> Tensor:
         if layer != only:
             return values
         new = values.clone()
         new[position] = change(values[position])
         return new
 
-    return made
+    return changed
 
 
 def test_scan(world: World) -> None:

@@ -33,7 +33,7 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 @pytest.fixture(scope="module")
-def asked(handle: ModelHandle, photo: Image.Image) -> PromptAndAnswer:
+def scored(handle: ModelHandle, photo: Image.Image) -> PromptAndAnswer:
     """Two images; the box is on the second, of 5 x 6 cells."""
     images = [photo.resize((84, 84)), photo.resize((168, 140))]
     inputs = handle.prepare(images, "What is it?")

@@ -194,7 +194,7 @@ def test_controls_of_any_type_are_read_or_refused(cls: type[Any], data: Any) -> 
         assert "missing" in str(error)
 
 
-def asked(said: dict[str, Any]) -> None:
+def check_values(said: dict[str, Any]) -> None:
     Request(None, "", True, values=said).settings(Settings())
 
 
@@ -205,7 +205,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "experiment": lambda **said: ExperimentRequest(
         "scan", experiment_settings=said, study=said
     ).check(),
-    "generate": lambda **said: asked(said),
+    "generate": lambda **said: check_values(said),
     "load": lambda **said: model_wanted(Settings(), ["demo"], {"model": "demo", **said}),
     "form": lambda **said: control_values(said, None),
 }

@@ -75,13 +75,13 @@ def test_same_text_shows_how_much_likelier_each_token_became(site: Site, open_pa
 def noting_requests(seen: list[ExportRequest]) -> Callable[..., list[Path]]:
     """Replaces `make_files`: stores the request, and writes an empty file."""
 
-    def made(run: Run, wanted: ExportRequest, folder: Path, **rest: Any) -> list[Path]:
+    def write_files(run: Run, wanted: ExportRequest, folder: Path, **rest: Any) -> list[Path]:
         seen.append(wanted)
         path = folder / f"it.{wanted.kind}"
         path.write_bytes(b"")
         return [path]
 
-    return made
+    return write_files
 
 
 def test_each_answer_can_have_its_own_token(

@@ -30,7 +30,7 @@ from tests.web.synthetic import make_pair, make_trace, scene
 VIEW = {"layers": [1, 2], "heads": None, "each": [], "scale": "clip", "reduce": "mean"}
 
 
-def asked(site: Site, **question: Any) -> list[dict[str, Any]]:
+def export(site: Site, **question: Any) -> list[dict[str, Any]]:
     event = SimpleNamespace(_data={"ask": "1-2", "view": VIEW, **question})
     return list(exporting(site.app.handlers)(event))
 
@@ -98,7 +98,7 @@ def test_only_the_session_that_asked_stops_its_file(
 
 
 def test_the_inspector_is_given_a_file(site: Site, run: Run) -> None:
-    *_, last = asked(site, run=run.id, kind="csv")
+    *_, last = export(site, run=run.id, kind="csv")
     assert last["phase"] == "export" and last["ask"] == "1-2"
     (file,) = last["files"]
     assert file["name"].endswith(".csv") and file["bytes"] > 1000 and "file=" in file["url"]
@@ -112,7 +112,7 @@ def test_no_file_is_made_outside_the_apps_folder(
     own, handlers = tmp_path / "own", site.app.handlers
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(own))
     handlers.drawing.close()  # the next one is started as this test has it
-    *_, last = asked(site, run=run.id, kind=kind, first=1, last=2, width=320)
+    *_, last = export(site, run=run.id, kind=kind, first=1, last=2, width=320)
     assert last.get("files"), last
     assert "error" not in handlers.trace_file({"run": run.id, "variant": "baseline"})
     assert own.is_dir() and list(own.iterdir()) == []  # what was there for a moment has gone
@@ -136,7 +136,9 @@ def test_no_file_is_made_outside_the_apps_folder(
     ],
 )
 def test_mistakes_are_sentences(site: Site, run: Run, question: dict[str, Any], words: str) -> None:
-    (only,) = [v for v in asked(site, **{"run": run.id, "kind": "pdf", **question}) if "error" in v]
+    (only,) = [
+        v for v in export(site, **{"run": run.id, "kind": "pdf", **question}) if "error" in v
+    ]
     assert words in only["error"] and "files" not in only
 
 
@@ -147,7 +149,7 @@ def test_a_full_disk_is_said_without_its_folders(
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    (only,) = [v for v in asked(site, run=run.id, kind="html") if "error" in v]
+    (only,) = [v for v in export(site, run=run.id, kind="html") if "error" in v]
     assert only["error"] == "The file cannot be written: No space left on device."
 
 
