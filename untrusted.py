@@ -264,6 +264,7 @@ def dataclass_from(kind: type[T], values: Any) -> T:
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # a third of a second
 
     strict = ConfigDict(extra="forbid", strict=True)  # which a tuple hands on to what is in it
+    # A type that is known at run time.
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=strict)  # type: ignore[valid-type]
     try:
         (instance,) = adapter.validate_json(json.dumps([values]))

@@ -89,6 +89,7 @@ def measure(
     from sinkscope.models.loading import load_model
 
     torch.set_num_threads(threads)
+    # A text here; the settings check it.
     handle = load_model(ModelSettings(model, device=device, dtype=dtype))  # type: ignore[arg-type]
     items = [
         one for one in itertools.islice(TASK.read(None), questions) if isinstance(one, Question)

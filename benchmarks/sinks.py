@@ -120,7 +120,7 @@ def one_length(
     repeats: int,
     warmups: int | None = None,
 ) -> dict[str, Any]:
-    """All variants on `batch` samples of one length; arguments as in `capture.one_length`."""
+    """All variants on `batch` samples of one length; see `benchmarks.capture.one_length`."""
     from functools import partial
 
     from sinkscope.benchmarks import timing

@@ -42,8 +42,10 @@ class Clock:
         if self._cuda:
             torch.cuda.synchronize()
             start = self._marks[0]
+            # On a GPU, all marks are events.
             seconds = [start.elapsed_time(mark) / 1000 for mark in self._marks]  # type: ignore[union-attr, arg-type]
         else:
+            # Else all marks are seconds.
             seconds = [mark - self._marks[0] for mark in self._marks]  # type: ignore[operator]
         steps = [b - a for a, b in itertools.pairwise(seconds[1:-1])]
         return Timing(seconds[1], statistics.median(steps), seconds[-1])

@@ -121,7 +121,7 @@ def one_length(
     warmups: int | None = None,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """All variants on one prompt; arguments as in `capture.one_length`."""
+    """All variants on one prompt; arguments as in `benchmarks.capture.one_length`."""
     from sinkscope.benchmarks import timing, var_variants
 
     settings = var_variants.settings_for(handle, inputs)

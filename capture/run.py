@@ -203,6 +203,7 @@ class _CompleteConfig(GenerationConfig):
     def update(  # type: ignore[override]  # the library passes both
         self, defaults_only: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
+        # transformers leaves it untyped.
         return {} if defaults_only else super().update(**kwargs)  # type: ignore[no-untyped-call]
 
 
@@ -278,6 +279,7 @@ def decoding_for(handle: ModelHandle, settings: GenerationSettings, prompt_lengt
     if "watermarking_config" in used:
         values["watermarking_config"] = tokens.watermarking_config
     try:
+        # Transformers leaves it untyped.
         config = _CompleteConfig(**values)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise _not_followed([f"{error}"]) from error

@@ -93,6 +93,7 @@ def _scored(
     job = Job(on_progress=lambda *at: tell(*at))
     with common.interrupted(job), job, _progress_bar("Scoring", total) as tell:
         try:
+            # A score with methods, checked by the caller.
             return score_methods(handle, score, model, output, **job.hooks), None  # type: ignore[arg-type]
         except Stopped as stopped:
             return None, stopped

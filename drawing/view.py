@@ -121,6 +121,7 @@ def method_and_scale(method: str, scale: str) -> tuple[str, Scale]:
     old = {"relative": ("relative", "percentile"), "nosink": ("without_sinks", "linear")}
     if isinstance(scale, str) and method in ("", "attention"):
         method, scale = old.get(scale, (method or "attention", scale))
+    # Checked by `View`.
     return method, "percentile" if scale == "clip" else scale  # type: ignore[return-value]
 
 

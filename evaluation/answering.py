@@ -91,7 +91,7 @@ def answer_rows(
         distribution_errors_named(settings),
     ):
         ending = decoding.ending(handle, [session[one] for one in tokens])
-        handle.model.generate(  # type: ignore[operator]
+        handle.model.generate(  # type: ignore[operator]  # typed as Tensor or Module
             **start,
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),

@@ -67,6 +67,7 @@ class ReplacedStream(Intervention):
     hidden: Tensor
 
     @property
+    # Computed here; the base class declares an attribute.
     def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         return (SiteSelection("block_in", (self.layer,)),)
 

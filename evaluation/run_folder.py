@@ -56,12 +56,12 @@ from typing import Any, BinaryIO
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, Shard, read_config
 from sinkscope.untrusted import INFINITE, open_regular, read_json
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_atomically, write_bytes_atomically
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes on one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # tested before use
 
 CONFIG, RECORDS, SUMMARY, PROVENANCE = (
     "run.toml",
@@ -326,4 +326,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False) + os.linesep
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes_atomically(path, text.encode())

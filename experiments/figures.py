@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def save_figures(folder: Path, result: Result) -> list[Path]:
                 else {"Description": result.provenance()}
             )
             path = folder / f"{chart.name}.{kind}"
-            write_atomically(path, lambda file, f=figure, o=options: print_figure(f, file, **o))  # type: ignore[misc]
+            write_atomically(path, partial(print_figure, figure, **options))
             written.append(path)
     return written
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sinkscope.untrusted import read_json
-from sinkscope.utils import number_of, plain_values, write_atomically
+from sinkscope.utils import number_of, plain_values, write_bytes_atomically
 
 FORMAT = "sinkscope-experiment-1"
 Cell = str | float | int | bool | None
@@ -195,7 +195,7 @@ class Result:
     def save(self, path: Path) -> None:
         """Write a JSON file atomically."""
         data = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False).encode()
-        write_atomically(path, lambda file: file.write(data))
+        write_bytes_atomically(path, data)
 
     @staticmethod
     def open(path: Path) -> Result:

@@ -42,6 +42,7 @@ class SwapTokens(Intervention):
             )
 
     @property
+    # Computed here; the base class declares an attribute.
     def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         """Where it acts."""
         flat = sorted(position for pair in self.pairs for position in pair)

@@ -27,7 +27,7 @@ Decoder layers take the hidden states first, or as `hidden_states`, and return t
 begins with them.
 
 Attention goes through transformers' interface of attention functions, chosen by the config that
-`config.get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
+its `get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
 (B, Hkv, K, Dh) before they are repeated, and a mask that is None (causal), bool or added, (B, 1 or
 H, N, K). Caches are `DynamicCache`s that keep every position.
 

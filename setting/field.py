@@ -174,7 +174,7 @@ def explained(cls: type[S]) -> type[S]:
     """Add what the fields say about themselves to the class's docstring."""
     lines = [
         f"    {one.name}: {dataclasses.replace(one.metadata[KEY], default=one.default).attribute}"
-        for one in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for one in dataclasses.fields(cls)  # type: ignore[arg-type]  # `cls` is a dataclass
         if KEY in one.metadata
     ]
     cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])

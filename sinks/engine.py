@@ -90,6 +90,7 @@ def make_engine(
     check_engine(name, workers)
     if name == "local":
         return LocalEngine(handle)
+    # Checked by the class.
     same = dataclasses.replace(settings, dtype=handle.info.dtype)  # type: ignore[arg-type]
     return RayEngine(same, handle.info.revision, workers, replaced)
 

@@ -121,7 +121,7 @@ def generation(settings: PluginSettings, wanted: Mapping[str, Any]) -> Generatio
     return GenerationSettings(
         max_new_tokens=tokens,
         seed=settings.seed,
-        decoding=settings.decoding,  # type: ignore[arg-type]
+        decoding=settings.decoding,  # type: ignore[arg-type]  # checked by the class
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def save_plots(
             if kind == "pdf":
                 options["metadata"] = {"CreationDate": None}
             path = folder / f"{name}.{kind}"
-            write_atomically(path, lambda file, f=figure, o=options: print_figure(f, file, **o))  # type: ignore[misc]
+            write_atomically(path, partial(print_figure, figure, **options))
             written.append(path)
     return written
 

@@ -192,6 +192,7 @@ class StoredStats(Sequence[SampleStats]):
     def __len__(self) -> int:
         return len(self._files)
 
+    # No slices are taken.
     def __getitem__(self, index: int) -> SampleStats:  # type: ignore[override]
         return SampleStats.open(*self._files[index])
 

@@ -39,6 +39,7 @@ def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callabl
     signature = inspect.signature(function)
     parameters = [one for one in signature.parameters.values() if one.kind is not kind.VAR_KEYWORD]
     more = [kind(one.name, kind.KEYWORD_ONLY, default=default_of(one)) for one in settings]
+    # Gradio reads it.
     call.__signature__ = signature.replace(parameters=[*parameters, *more])  # type: ignore[attr-defined]
     return call
 
@@ -58,5 +59,5 @@ def argument(name: str, default: Any, words: str = "") -> Component:
     else:
         component = gr.Number(default, label=name)
     about = {**component.api_info(), "additional_description": words}
-    component.api_info = lambda: about  # type: ignore[method-assign]
+    component.api_info = lambda: about  # type: ignore[method-assign]  # on this component alone
     return component

@@ -98,7 +98,7 @@ class Api:
         image_2: str | None = None,
         image_3: str | None = None,
         image_4: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
         **setting_values: Any,
     ) -> dict[str, Any]:
         """Answer a prompt about an image, or up to four of them in this order, and keep the
@@ -123,7 +123,7 @@ class Api:
         image_2: str | None = None,
         image_3: str | None = None,
         image_4: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
         **setting_values: Any,
     ) -> dict[str, Any]:
         """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
@@ -136,6 +136,7 @@ class Api:
         run_request = Request(image, prompt, True, same_text, values=setting_values, more=more)
         run = self._run(run_request, request)
         both = run.traces["baseline"], run.traces["var"]
+        # Both are there, checked above.
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
         return {**about_run(run), **comparison_values(pair)}
 
@@ -194,7 +195,7 @@ class Api:
     def export(
         self,
         run: str,
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
         **setting_values: Any,
     ) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv

@@ -58,7 +58,7 @@ class RegionApi:
         self,
         run: str,
         variant: str = "baseline",
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
         **setting_values: Any,
     ) -> dict[str, Any]:
         """Does a box of the image matter for an answer? `rows` and `columns` such as `0-2`.

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.owners import OWNER, user_now
 from sinkscope.web.runs.results import is_current_user
@@ -136,7 +136,7 @@ class EvaluateStore:
         user, path = user_now(), self._folder / run_id / OWNER
         if self._owned and user is not None and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: file.write(user.encode()))
+            write_bytes_atomically(path, user.encode())
 
     def _drop(self) -> None:
         runs = [path for path in self._folder.iterdir() if path.name not in self._open]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.current_request import USER, scope_now
 
@@ -61,7 +61,7 @@ class OwnedRuns(RunStore):
         if owner is None or not keep_on_disk or not (self._place / run.id).is_dir():
             return note
         try:
-            write_atomically(self._place / run.id / OWNER, lambda file: file.write(owner.encode()))
+            write_bytes_atomically(self._place / run.id / OWNER, owner.encode())
         except OSError as error:  # then nobody can open the run after a restart
             log.warning("the owner of a run could not be written: %s", error.strerror)
         return note
