@@ -222,8 +222,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
 
     Raises:
         UntrustedFileError: it is not TOML, is nested too deeply, or has an invalid number; the
-        text is
-            the end of a sentence.
+            text is the end of a sentence.
     """
     try:
         text = data.decode()

@@ -30,8 +30,8 @@ class LowerLayers:
         layer: the first one that is not below.
         hidden: (B, n, D), from the first position after the prefix on, including the batch's
             padding: the last `suffix` positions of the prompt, then the answer except its last
-                token.
-        suffix: see there.
+            token.
+        suffix: how many of these positions belong to the prompt.
     """
 
     layer: int

@@ -15,10 +15,10 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     method               name, such as "default", "var", "var-random", "var keep=0.3"
     prompt_hash          SHA-256 of all that the model was given: texts, images' pixels, system
                          prompt, image bounds, token limit. The same for every method of a question;
-                         "" where an image or the row could not be read or taken by the model
+                         "" if an image or the row could not be read, or not be used by the model
     answer               text; null if there is an error
-    extraction           text: what the judge took the answer to be; null where it made nothing of
-                         it
+    extraction           text: the parsed answer (`Judgement.extraction`); null if it could not be
+                         parsed
     score                number from 0 to 1 (`Judgement.score`); null if there is an error
     details              object: `Judgement.details`
     truth, category, cluster, fields

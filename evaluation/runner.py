@@ -1,6 +1,6 @@
 """A run: questions from the data, answers from the model, records into a folder as they come.
 
-    prepared = prepare(config.run)  # refuses what can be refused without a model
+    prepared = prepare(config.run)  # refuses what is wrong without loading a model
     summary = evaluate(handle, config, prepared, folder)
 
 Questions are read as a stream and forgotten when they are answered; memory grows only by one

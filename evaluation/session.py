@@ -90,7 +90,7 @@ class Session:
     began: float = field(default_factory=time.perf_counter)
 
     def answer(self, engine: Engine, plan: Plan, stop: threading.Event | None) -> None:
-        """Until there are no more questions."""
+        """Answer until there are no more questions."""
         items = _Stream(self._units(), self.total or _ENDLESS)
         results = engine.run(functools.partial(work, plan), items)
         try:
@@ -118,8 +118,8 @@ class Session:
         )
 
     def _units(self) -> Iterator[tuple[Work, ...]]:
-        """A few questions of one lot together. The grouping depends only on the list of questions,
-        not on shards or finished questions, so batches, and with them the last bits of every
+        """A few questions of one bucket together. The grouping depends only on the list of
+        questions, not on shards or finished questions, so batches, and with them the last bits of every
         number, are always the same."""
         lots: dict[int, list[tuple[int, Question, Work]]] = {}
         position = 0
@@ -137,14 +137,14 @@ class Session:
                 yield tuple(work for _, _, work in unit)
 
     def _wanted(self, unit: Sequence[tuple[int, Question, Work]], position: int) -> bool:
-        """Whether some of it remains to be done; then it is marked as in progress."""
+        """Whether some of it remains to be answered; it is then marked as in progress."""
         if all(index in self.out.done for index, _, _ in unit):
             return False
         self.under_way[position] = [(index, question) for index, question, _ in unit]
         return True
 
     def _waiting(self) -> Iterator[tuple[int, int, Question, Work]]:
-        """Lot, index and question of the shard; errors of the data are recorded on the way."""
+        """Bucket, index and question of the shard; faulty rows are recorded."""
         protocol = self.prepared.protocol
         for index, item in enumerate(items_of(self.prepared, self.config.run)):
             # Before the shard is checked: two questions with one id may be in different shards.
@@ -275,7 +275,7 @@ def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
 
 
 def bucket_of(cluster: str) -> int:
-    """Which of `MOST_SHARDS` lots a cluster is in, whole: by a hash of its name."""
+    """Which of `MOST_SHARDS` buckets a cluster belongs to, by a hash of its name."""
     return int(sha256(cluster.encode("utf-8", "surrogatepass"))[:15], 16) % MOST_SHARDS
 
 

@@ -140,7 +140,7 @@ class PromptLayout:
     def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
         """Values of all vision tokens (..., V) on the maps of all images, row-major, one after the
         other: (..., C). See `ImageGrid.on_cells`. If cells are tokens, the values are returned
-            unchanged."""
+        unchanged."""
         if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
             return values
         import torch

@@ -27,11 +27,11 @@ _KIND = {BETTER: "better", WORSE: "worse"}
 
 @dataclass(frozen=True)
 class PageContent:
-    """What a page has besides the figures.
+    """The content of a page besides its figures.
 
     Attributes:
         found: questions of each section.
-        flips: how many changed questions a section shows; all of them are in changed.csv.
+        flips: how many changed questions a section shows; changed.csv has all of them.
         maps: (section's title, question, method) -> a picture as a data URL, and its description.
     """
 

@@ -35,14 +35,14 @@ NAMES = {
 
 
 def figure_name(name: str) -> str:
-    """A figure's displayed name, after its subset's."""
+    """A figure's displayed name, with its subset's before it."""
     subset, dot, rest = name.rpartition(".")
     shown = NAMES.get(rest, rest.replace("_", " "))
     return f"{subset}: {shown}" if dot else shown
 
 
 def is_points(metric: TallyMetric, figure: str) -> bool:
-    """Whether a figure is not a share of 1."""
+    """Whether a figure is in points, not a fraction of 1."""
     return "*" in metric.points or figure in metric.points
 
 
@@ -94,7 +94,7 @@ def count(number: int) -> str:
 
 
 def finding(comparison: Comparison, one: Difference) -> str:
-    """One comparison as a sentence or three."""
+    """One comparison in one to three sentences."""
     metric = comparison.metric
     name = figure_name(one.figure)
     in_category = f" in {one.category}" if one.category else ""
@@ -132,7 +132,7 @@ def finding(comparison: Comparison, one: Difference) -> str:
 
 
 def could_have(comparison: Comparison, one: Difference) -> str:
-    """The differences that the sample could have shown."""
+    """The smallest differences that the sample could have shown."""
     if math.isnan(one.detectable):
         return "How small a difference such a sample would show is not known."
     unit = "" if is_points(comparison.metric, one.figure) else " percentage points"
@@ -163,7 +163,7 @@ def state(section: Section) -> str:
 
 
 def conclusions(section: Section) -> list[str]:
-    """What the run says about every method, and of the control where there is one."""
+    """The findings for every method, and for its control if there is one."""
     comparison = section.comparison
     if comparison is None:
         return [f"Nothing can be compared: {section.reason}"]

@@ -36,7 +36,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every run is."""
+        """Whether every run is complete."""
         return all(section.complete for section in self.sections)
 
 

@@ -1,4 +1,4 @@
-"""The bundled model's scenes: drawn questions with exact answers, as many as are wanted.
+"""The bundled model's scenes: drawn questions with exact answers, without end.
 
 Each scene is asked one question of every kind that it allows; questions of one scene are one
 cluster. No training run has seen these scenes, nor do the model card or the finding of sinks use
@@ -25,7 +25,7 @@ SEED = 4  # the first number of these scenes' seeds; training, card and sinks ha
 
 
 def read(data: Data | None) -> Iterator[Question]:
-    """Questions without end, scene by scene."""
+    """An endless stream of questions, scene by scene."""
     for index in itertools.count():
         width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
         drawn = scene((SEED, index), width, height)
