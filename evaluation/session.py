@@ -119,19 +119,19 @@ class Session:
 
     def _units(self) -> Iterator[tuple[Work, ...]]:
         """A few questions of one bucket together. The grouping depends only on the list of
-        questions, not on shards or finished questions, so batches, and with them the last bits of every
-        number, are always the same."""
-        lots: dict[int, list[tuple[int, Question, Work]]] = {}
+        questions, not on shards or finished questions, so that the batches, and with them the last
+        bits of every number, are always the same."""
+        buckets: dict[int, list[tuple[int, Question, Work]]] = {}
         position = 0
-        for lot, index, question, given in self._waiting():
-            unit = lots.setdefault(lot, [])
+        for bucket, index, question, given in self._waiting():
+            unit = buckets.setdefault(bucket, [])
             unit.append((index, question, given))
             if len(unit) == MOST_TOGETHER:
-                del lots[lot]
+                del buckets[bucket]
                 if self._wanted(unit, position):
                     position += 1
                     yield tuple(work for _, _, work in unit)
-        for unit in lots.values():
+        for unit in buckets.values():
             if self._wanted(unit, position):
                 position += 1
                 yield tuple(work for _, _, work in unit)
@@ -151,8 +151,8 @@ class Session:
             name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
             twice = name in self.seen
             self.seen.add(name)
-            lot = bucket_of(item.cluster)
-            if lot % self.shard.count != self.shard.number - 1:
+            bucket = bucket_of(item.cluster)
+            if bucket % self.shard.count != self.shard.number - 1:
                 continue
             self.questions += 1
             if index in self.out.done:
@@ -168,7 +168,7 @@ class Session:
                     self._fault(index, item, str(error))
                     continue
                 system = protocol.system if item.system is None else item.system
-                yield lot, index, item, Work(item.pictures, prompt, system)
+                yield bucket, index, item, Work(item.pictures, prompt, system)
 
     def _write(self, index: int, question: Question, done: WorkResult) -> None:
         if index in self.out.done:

@@ -62,7 +62,7 @@ class LmmsMmvp:
 
 @dataclass(frozen=True)
 class LmmsSat:
-    """The first word, without punctuation, is compared as a whole: "The answer is B" and "B\\nsince"
+    """Compares the first word, without punctuation, as a whole: "The answer is B" and "B\\nsince"
     are wrong. Options written into the question as "A. text" are looked for as a text first."""
 
     name: str = "lmms-eval-sat"

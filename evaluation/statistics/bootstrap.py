@@ -78,7 +78,7 @@ def resample(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int
 
 
 def percentiles(values: Array, confidence: float = CONFIDENCE) -> Interval:
-    """The ends of the middle part of the draws; those without a defined figure (NaN) are left out."""
+    """The ends of the middle part of the draws; undefined figures (NaN) are left out."""
     kept = values[~np.isnan(values)]
     if not len(kept):
         return Interval(float("nan"), float("nan"))
