@@ -6,17 +6,17 @@ function wireSave() {
     if (served) server.start_drawing({}).catch(() => {}); // an error is reported when a file is requested
   });
   wireNote();
-  const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
+  const savers = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));
   for (const item of element.querySelectorAll("[data-save]")) {
-    const way = item.dataset.save;
-    if (!served && !["png", "csv", "map"].includes(way)) item.parentElement.hidden = true;
+    const kind = item.dataset.save;
+    if (!served && !["png", "csv", "map"].includes(kind)) item.parentElement.hidden = true;
     item.addEventListener("click", async () => {
       if (!run) return;
       statusText.textContent = "…";
       try {
-        statusText.textContent = (await ways[way]()) || "";
+        statusText.textContent = (await savers[kind]()) || "";
       } catch (error) {
         statusText.textContent = `Not saved: ${error.message}.`;
       }
