@@ -17,7 +17,7 @@ from sinkscope.evaluation.work import Work, WorkResult
 def answer_of(text: str, **others: Any) -> Answer:
     """An answer with this text."""
     values = {
-        "finish": "end",
+        "finish_reason": "end",
         "log_probabilities": (-0.5, -0.25),
         "sinks": 2,
         "rows_changed": 0.5,

@@ -64,7 +64,7 @@ def test_the_pair_answers_as_generate_and_compare_do(
     assert plain.text == alone.text == compared.baseline.text
     assert changed.text == compared.var.text
     for mine, trace in ((plain, alone), (changed, compared.var)):
-        assert mine.finish == trace.finish_reason
+        assert mine.finish_reason == trace.finish_reason
         assert mine.log_probabilities == pytest.approx(
             [math.log(token.probability) for token in trace.tokens], abs=1e-4
         )
@@ -215,5 +215,5 @@ def same(answer: Answer) -> Answer:
 def alike(one: Answer, other: Answer) -> bool:
     """Equal except for the last bits, which depend on the batch size."""
     numbers = [(*a.log_probabilities, a.rows_changed, a.mass_moved) for a in (one, other)]
-    rest = [(a.text, a.finish, a.sinks) for a in (one, other)]
+    rest = [(a.text, a.finish_reason, a.sinks) for a in (one, other)]
     return rest[0] == rest[1] and numbers[0] == pytest.approx(numbers[1], abs=1e-4)
