@@ -117,7 +117,7 @@ def _values(text: str, rest: str) -> dict[str, Any]:
     for piece in pieces:
         key, sign, value = (part.strip() for part in piece.partition("="))
         if not sign or not value:
-            raise ValueError(f"method is {text!r}; allowed behind the colon: SETTING=VALUE,...")
+            raise ValueError(f"method is {text!r}; allowed after the colon: SETTING=VALUE,...")
         if key in values:
             raise ValueError(f"method is {text!r}; {key} is given twice.")
         values[key] = _value(key, value)

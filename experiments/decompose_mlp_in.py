@@ -44,7 +44,7 @@ class Direction:
     """What switches one neuron on.
 
     Attributes:
-        neuron: which.
+        neuron: its index.
         vector: float64 (D,): v1, of length 1.
         eigenvalues: float64: S^2 / n, falling, those above zero.
     """

@@ -14,7 +14,7 @@ def save_result(folder: Path, result: Result, figures: bool = True) -> list[Path
     """Write everything; the folder is made if it is missing.
 
     Args:
-        folder: where.
+        folder: the folder that they are written to.
         result: what.
         figures: draw the charts as well.
 

@@ -20,7 +20,7 @@ class SwapTokens(Intervention):
     """Exchanges the vectors of pairs of tokens. All of them must be in one pass.
 
     Attributes:
-        site: where.
+        site: the site that it acts at.
         layers: in which layers.
         pairs: positions of two tokens each; no position twice.
         dims: the dimensions that are exchanged; None: all.

@@ -176,7 +176,7 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
                 raise RecordError(
                     f"has {key} with the speaker {shown(speaker)}; allowed: {', '.join(ROLES)}"
                 )
-            else:  # tools and the like, after an answer
+            else:  # such as tools, after an answer
                 yield pair
                 return
         if pair is not None:

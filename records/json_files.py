@@ -230,7 +230,7 @@ class _Values:
 
     def end(self) -> None:
         if character := self.peek():
-            raise ValueError(f"The data {self._name} goes on with {character!r} behind its end.")
+            raise ValueError(f"The data {self._name} continues with {character!r} after its end.")
 
     def _more(self, size: int) -> None:
         data = self._file.read(size)

@@ -58,7 +58,7 @@ class Difference:
         value, base: the figure of both.
         interval: of value - base.
         p, adjusted: before and after Holm's correction; NaN for a figure without a verdict.
-        test: which one.
+        test: its name.
         detectable: the smallest true difference that this sample would have shown (power 0.8, alpha
             before correction).
         fixed, broken, same: questions whose score rose, fell, stayed.

@@ -1,4 +1,4 @@
-"""One press of Run in the Experiments tab: its values, and the samples that they select."""
+"""A click on Run in the Experiments tab: its values, and the samples that they select."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ MINE_WORDS = (
 
 @dataclass(frozen=True)
 class _Form:
-    """The values that one press of Run reads; `controls` by argument names of `run_experiment`,
+    """The controls that a click on Run reads; `controls` by argument names of `run_experiment`,
     those of settings by the experiment's name, a slash and the setting's name."""
 
     controls: dict[str, Component]

@@ -26,7 +26,7 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Picker:
-    """What one press of Load reads.
+    """The controls that a click on Load reads.
 
     Attributes:
         controls: by the names of ModelSettings, which `load_model` takes

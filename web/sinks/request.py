@@ -1,4 +1,4 @@
-"""One press of Run in the Sinks tab: its values, and the samples that they select.
+"""A click on Run in the Sinks tab: its values, and the samples that they select.
 
 Finding and validating need separate samples. Both come from one random draw, which does not depend
 on the order of the files.
@@ -171,7 +171,7 @@ def draw_samples(
 
 
 def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSplit:
-    """Split the samples so that no picture is in both sets, whatever is asked about it."""
+    """Split the samples so that no picture is in both sets, even with different questions."""
     first = wanted
     if len(read.samples) < wanted + held_out:
         first = max(1, min(wanted, round(len(read.samples) * wanted / (wanted + held_out))))

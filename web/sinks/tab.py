@@ -34,7 +34,7 @@ from sinkscope.web.sinks.run import SinksHandlers
 
 @dataclass(frozen=True)
 class _SinksForm:
-    """The values that one press of Run reads; `controls` by argument names of `find_sinks`."""
+    """The controls that a click on Run reads; `controls` by argument names of `find_sinks`."""
 
     controls: dict[str, Component]
     run: gr.Button
