@@ -67,7 +67,7 @@ class Form:
 
 
 def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
-    """Lay the form out in the column that is open."""
+    """Build the form in the open column."""
     image = UploadedImage(
         label="Image",
         type="filepath",
@@ -136,7 +136,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
 
 
 def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
-    """Small places for further images of the same question, folded away."""
+    """Small inputs for further images of the same question, folded."""
     with (
         gr.Accordion(
             "Further images of this question", open=False, elem_id="more-images"
@@ -162,7 +162,7 @@ def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
 
 
 def notice_line(name: str) -> gr.HTML:
-    """A line that says what something will take (`explore.forecast`); empty, it takes no room."""
+    """A line of the page (`explore.forecast`); hidden while it is empty."""
     line = html_component("notice", None)
     line.elem_id, line.elem_classes = name, ["notice-line"]
     return line
@@ -171,7 +171,8 @@ def notice_line(name: str) -> gr.HTML:
 def _var_settings() -> tuple[
     gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[str, Component], gr.UploadButton
 ]:
-    """The note, Same text, whose dimensions, the way back to the model's, all of VAR, the file."""
+    """VAR's controls: the note, Same text, the dimensions' model, the reset button, all settings,
+    and the profile's file."""
     with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
         note = gr.Textbox(
             "No model is loaded yet.",
@@ -189,7 +190,7 @@ def _var_settings() -> tuple[
             max_length=200,
             elem_id="sink-dims",
         )
-        dims_of = gr.State("")  # by session; a box that is not shown would lose it
+        dims_of = gr.State("")  # kept per session; a hidden box would lose it
         reset_dims = gr.Button(
             "Back to the model's own", size="sm", visible=False, elem_id="own-dims"
         )
@@ -207,7 +208,7 @@ def _var_settings() -> tuple[
 
 
 def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:
-    """All of an answer, and the line of what the checkpoint says."""
+    """The controls of an answer, and the line with the checkpoint's settings."""
     ours = start.decoding == "ours"
     controls: dict[str, Component] = {}
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):

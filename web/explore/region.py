@@ -64,7 +64,7 @@ class _RegionResults:
     errors: dict[str, str] = field(default_factory=dict)
 
     def value(self) -> dict[str, Any]:
-        """By the name of the side: the result, or why there is none."""
+        """By side: the result, or the reason why there is none."""
         return {
             **{name: effect.to_json() for name, effect in list(self.effects.items())},
             **{name: {"error": text} for name, text in list(self.errors.items())},
@@ -83,7 +83,7 @@ class LastTested:
     def of(
         self, handle: ModelHandle, run: Run, name: str, shared: bool
     ) -> tuple[PromptAndAnswer, Prefix | None]:
-        """Prompt and answer of one side of a run, and their prefix where it is wanted.
+        """Prompt and answer of one side of a run, and their prefix if it is needed.
 
         Raises:
             ValueError: as `prompt_and_answer`.
