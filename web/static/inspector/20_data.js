@@ -186,7 +186,7 @@ function whyNot(method) {
 }
 const method = () => (whyNot(methodCalled(view.method)) ? run.methods[0] : methodCalled(view.method));
 const relative = () => method().name === "relative";
-const said = () => formatOfUnit(method().unit);
+const valueFormat = () => formatOfUnit(method().unit);
 const SHARES = ["attention mass", "probability"]; // units that are written in %
 const plainNumber = (x) => (x === 0 ? "0" : Math.abs(x) >= 1000 || Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(2));
 const formatOfUnit = (unit) => (unit.startsWith("times") ? times : SHARES.includes(unit) ? percent : plainNumber);
