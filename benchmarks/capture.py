@@ -128,7 +128,7 @@ def measure(
 
 def one_length(
     handle: ModelHandle,
-    inputs: Any,
+    inputs: PromptInputs,
     tokens: int,
     repeats: int,
     warmups: int | None = None,
@@ -226,7 +226,7 @@ def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _memory(
-    handle: ModelHandle, inputs: Any, shape: str, device: str, dtype: str, tokens: int
+    handle: ModelHandle, inputs: PromptInputs, shape: str, device: str, dtype: str, tokens: int
 ) -> dict[str, Any]:
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import memory

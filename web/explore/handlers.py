@@ -22,7 +22,7 @@ import gradio as gr
 from sinkscope import attention_extractor
 from sinkscope.capture.run_times import RunTimes, Work
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.config import Settings
+from sinkscope.config import GenerationSettings, Settings
 from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Target, TokenSource, rows_of
@@ -65,7 +65,7 @@ class RunFunctions:
     """The functions that compute runs; tests replace them."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
-    compare: Callable[..., Any] = attention_extractor.compare
+    compare: Callable[..., attention_extractor.Comparison] = attention_extractor.compare
 
 
 class Handlers:
@@ -170,7 +170,9 @@ class Handlers:
                     yield self._delta(answering, sent, first_token)
                     last = now
 
-    def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(
+        self, answering: Answering, request: Request, settings: GenerationSettings, job: Job
+    ) -> Run:
         """Compute the run, in the job's thread, which has exclusive use of the model."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)

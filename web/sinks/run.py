@@ -29,6 +29,7 @@ from sinkscope.sinks.finding.find import find
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.profile_file import write_profile
 from sinkscope.sinks.samples import Sample, SampleSet
+from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
@@ -152,7 +153,12 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         return result.value
 
     def _validated(
-        self, job: Job, handle: ModelHandle, drawn: SampleSplit, findings: Findings, settings: Any
+        self,
+        job: Job,
+        handle: ModelHandle,
+        drawn: SampleSplit,
+        findings: Findings,
+        settings: ValidateSettings,
     ) -> tuple[Validation | None, str, str]:
         """The validation, or why there is none; and how far it came if it was stopped."""
         if not findings.dims:
