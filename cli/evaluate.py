@@ -93,7 +93,7 @@ def run(
     _say(prepared, wanted)
     handle = common.load(wanted.model)
     engine = make_engine(work.engine, handle, wanted.model, work.workers, MOST_REPLACED)
-    kept = f"Their records are kept in {output}; the same command goes on from there."
+    kept = f"Their records are kept in {output}; the same command continues from there."
     with (
         common.stoppable(Job(on_progress=lambda *at: tell(*at)), kept) as job,
         _progress_bar(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,

@@ -76,7 +76,7 @@ def explain_score(
     else:
         show(scores, config, complete, Console())
     if stopped is not None:
-        typer.echo(f"{stopped} The same command goes on from there.", err=True)
+        typer.echo(f"{stopped} The same command continues from there.", err=True)
         raise typer.Exit(common.INTERRUPTED)
     if not complete:
         raise typer.Exit(INCOMPLETE)

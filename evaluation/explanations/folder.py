@@ -64,7 +64,7 @@ class ScoreConfig:
 
     def toml(self) -> str:
         """The file's text."""
-        head = "# Made by `sinkscope explain-score`; the same command goes on in this folder.\n\n"
+        head = "# Made by `sinkscope explain-score`; the same command continues in this folder.\n\n"
         return head + tomlkit.dumps(self.as_dict())
 
     def differences(self, other: ScoreConfig) -> list[str]:

@@ -109,7 +109,7 @@ def notes(scores: Scores) -> list[str]:
 
 def about(config: ScoreConfig, complete: bool) -> str:
     """One line with data, model and settings."""
-    state = "" if complete else " NOT complete: the same command goes on."
+    state = "" if complete else " NOT complete: run the same command again to continue."
     steps = f"{config.score.steps} steps of insertion and deletion"
     return (
         f"Data: {config.score.data}; model: {config.model.model} ({config.revision}); {steps}; "

@@ -81,7 +81,7 @@ def _section(section: Section, lookup: QuestionLookup, shown: PageContent) -> It
         yield _table(table)
     yield from _failures(section)
     yield from _flips(section, lookup, shown)
-    yield "<details><summary>What made this</summary><dl>"
+    yield "<details><summary>How this run was made</summary><dl>"
     for name, value in facts(section):
         yield f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>"
     yield "</dl></details>"

@@ -29,7 +29,7 @@ NAMES = {
     "incomplete_pairs": "pairs without both answers",
     "chair_s": "CHAIR_s (captions with a hallucination)",
     "chair_i": "CHAIR_i (hallucinated mentions)",
-    "mentions": "objects mentioned a caption",
+    "mentions": "objects mentioned per caption",
     "total": "MME score",
 }
 
@@ -134,14 +134,14 @@ def finding(comparison: Comparison, one: Difference) -> str:
 def could_have(comparison: Comparison, one: Difference) -> str:
     """The smallest differences that the sample could have shown."""
     if math.isnan(one.detectable):
-        return "How small a difference such a sample would show is not known."
+        return "The smallest difference that such a sample can show is not known."
     unit = "" if is_points(comparison.metric, one.figure) else " percentage points"
     size = change(comparison.metric, one.figure, one.detectable).removeprefix("+")
     many = len(comparison.categories if one.category else comparison.differences)
     before = " before correction" if many > 1 else ""
     return (
         f"Such a sample shows a true difference of {size}{unit} with a probability of about 80 %"
-        f"{before}; a smaller one may be there unseen."
+        f"{before}; a smaller one may remain undetected."
     )
 
 
@@ -156,7 +156,7 @@ def state(section: Section) -> str:
         parts.append(f"{count(others)} more lack a method's answer and are in no figure.")
     if section.run.missing:
         numbers = ", ".join(map(str, section.run.missing))
-        parts.append(f"Of the shards {numbers} nothing is here.")
+        parts.append(f"There are no answers of shards {numbers}.")
     if not section.complete:
         parts.insert(0, "THE RUN IS NOT COMPLETE.")
     return " ".join(parts)
