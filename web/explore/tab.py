@@ -136,7 +136,7 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
         **QUIET | {"trigger_mode": "multiple"},
     )
     seen = [change_of(one) for one in form.controls.values() if hasattr(one, "change")]
-    named = {"asked": form.last_request, **form.controls}
+    named = {"values_of_run": form.last_request, **form.controls}
     gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
 
 
