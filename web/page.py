@@ -33,7 +33,7 @@ from sinkscope.web.runs.owners import OwnedRuns
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.guarded_blocks import GuardedBlocks
 from sinkscope.web.server.read_only import READ_ONLY, only_looking
-from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
+from sinkscope.web.sinks.run import SinksFunctions, SinksHandlers
 from sinkscope.web.sinks.tab import build_sinks
 
 
@@ -55,7 +55,7 @@ def build_app(
     engine: RunFunctions | None = None,
     estimate: Callable[..., Forecast] = estimate_run,
     loaded: LoadedModel | None = None,
-    sinks: SinksEngine | None = None,
+    sinks: SinksFunctions | None = None,
     example: Run | None = None,
     examples: list[Example] | None = None,
 ) -> App:

@@ -338,9 +338,9 @@ def test_runs_are_few_and_not_for_ever(tmp_path: Path) -> None:
     store = EvaluateStore(tmp_path / "runs", clock=lambda: now[0])
     ids = [store.new() for _ in range(MOST_RUNS + 2)]
     for place, run_id in enumerate(ids):
-        store.place(run_id).mkdir(parents=True)
-        (store.place(run_id) / "records.jsonl").touch()
-        os.utime(store.place(run_id).parent, (now[0] - place, now[0] - place))
+        store.folder_of(run_id).mkdir(parents=True)
+        (store.folder_of(run_id) / "records.jsonl").touch()
+        os.utime(store.folder_of(run_id).parent, (now[0] - place, now[0] - place))
     with store.writing(ids[-1]), pytest.raises(ValueError, match="under way already"):  # noqa: SIM117
         with store.writing(ids[-1]):
             pass

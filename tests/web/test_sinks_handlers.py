@@ -26,7 +26,7 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
-from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
+from sinkscope.web.sinks.run import GONE, SinksFunctions, SinksHandlers
 from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.image_openers import opener
@@ -59,7 +59,7 @@ Make = Callable[..., SinksHandlers]
 
 @pytest.fixture
 def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
-    def build(engine: SinksEngine | None = None, handle: Any = model) -> SinksHandlers:
+    def build(engine: SinksFunctions | None = None, handle: Any = model) -> SinksHandlers:
         loaded = LoadedModel()
         if handle is not None:
             loaded.use(handle)
@@ -106,7 +106,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
             kept[one.id] = one
         return found
 
-    handlers = make(SinksEngine(find=watching))
+    handlers = make(SinksFunctions(find=watching))
     values = drain(handlers, request_for(upload))
     assert [v["phase"] for v in values[:-1]] == ["running"] * (len(values) - 1)
     last = values[-1]
@@ -170,7 +170,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
 )
 def test_hostile_requests_are_one_sentence(make: Make, changes: dict[str, Any], words: str) -> None:
     request = SinksRequest(**{"source": IMAGES, "pictures": (Picture("a", Path("a")),), **changes})
-    handlers = make(SinksEngine(find=None, validate=None))  # type: ignore[arg-type]
+    handlers = make(SinksFunctions(find=None, validate=None))  # type: ignore[arg-type]
     values = []
     with pytest.raises(gr.Error) as error:
         values.extend(handlers.run(request, "s"))
@@ -237,7 +237,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
 
         return sinkscope.sinks.finding.find.find(*args, on_progress=report, **hooks)
 
-    handlers.engine = SinksEngine(find=counting)
+    handlers.engine = SinksFunctions(find=counting)
     last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "stopped" and last["message"] == "Stopped after 3 of 8 samples"
     header, _ = opened(last)
@@ -262,7 +262,7 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
         handlers.stop("s")
         return sinkscope.sinks.finding.find.find(*args, **hooks)
 
-    handlers.engine = SinksEngine(find=at_once)
+    handlers.engine = SinksFunctions(find=at_once)
     last = drain(handlers, request_for(upload))[-1]
     assert last == {
         "phase": "error",
@@ -286,7 +286,7 @@ def test_a_closed_tab_ends_the_run(make: Make, upload: tuple[Picture, ...]) -> N
         ended.set()
         raise Stopped(0, 8)
 
-    handlers = make(SinksEngine(find=endless))
+    handlers = make(SinksFunctions(find=endless))
     run = handlers.run(request_for(upload), "s")
     next(run)
     assert begun.wait(30)
@@ -319,9 +319,12 @@ def test_no_sinks_no_model_no_memory_and_a_fault(
         raise RuntimeError("secret path /home/someone/thing.py")
 
     assert (
-        drain(make(SinksEngine(find=full)), request_for(upload))[-1]["message"] == "Memory is full."
+        drain(make(SinksFunctions(find=full)), request_for(upload))[-1]["message"]
+        == "Memory is full."
     )
-    assert drain(make(SinksEngine(find=broken)), request_for(upload))[-1]["message"] == UNFORESEEN
+    assert (
+        drain(make(SinksFunctions(find=broken)), request_for(upload))[-1]["message"] == UNFORESEEN
+    )
 
 
 def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Picture, ...]) -> None:
@@ -336,14 +339,14 @@ def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Pic
     def stopping(*args: Any, **hooks: Any) -> Any:
         raise Stopped(1, 2)
 
-    handlers.engine = SinksEngine(validate=refusing)
+    handlers.engine = SinksFunctions(validate=refusing)
     last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "ready"
     assert opened(last)[0]["checked"]["text"] == "None of the 2 samples can be used."
-    handlers.engine = SinksEngine(validate=full)
+    handlers.engine = SinksFunctions(validate=full)
     last = drain(handlers, request_for(upload))[-1]
     assert opened(last)[0]["checked"]["text"] == "Memory is full."
-    handlers.engine = SinksEngine(validate=stopping)
+    handlers.engine = SinksFunctions(validate=stopping)
     last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "stopped"
     assert last["message"] == "Validating was stopped after 1 of 2 samples"

@@ -107,11 +107,11 @@ def inspector(
         else Run({"baseline": shown})
     )
     if isinstance(token, str):
-        token = _place(run.first, token)
+        token = _token_index(run.first, token)
     return Inline(run, token, height, most_megabytes)
 
 
-def _place(trace: GenerationTrace, word: str) -> int:
+def _token_index(trace: GenerationTrace, word: str) -> int:
     """The first token of a word where it first occurs in the answer."""
     text = "".join(token.text for token in trace.tokens)
     at = text.lower().find(word.strip().lower()) if word.strip() else -1

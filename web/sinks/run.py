@@ -59,7 +59,7 @@ GONE = "This result is no longer on the server. Press Run to make it again."
 
 
 @dataclass(frozen=True)
-class SinksEngine:
+class SinksFunctions:
     """The functions that find and validate; tests pass their own."""
 
     find: Callable[..., Findings] = find
@@ -81,12 +81,12 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         settings: Settings,
         loaded: LoadedModel,
         runner: Runner,
-        engine: SinksEngine | None = None,
+        engine: SinksFunctions | None = None,
         images: ImageProcess | None = None,
         copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
-        self.engine = engine or SinksEngine()
+        self.engine = engine or SinksFunctions()
         # Not `sinks`, where the command line keeps its measurements: old folders here are deleted.
         self.store = SinksStore(
             settings.app.cache / "page_sinks",
