@@ -104,16 +104,16 @@ def region_steps(
     for low in range(0, len(todo), rows):
         if stop is not None and stop.is_set():
             raise Stopped(max(0, low - 2), total, "boxes")
-        some = todo[low : low + rows]
+        batch = todo[low : low + rows]
         if settings.how == "cut" and prefix is None:
             prefix = prefix_of(handle, answered_prompt)
         with handle.lock, memory_errors_named(answered_prompt.inputs, levers):
             if settings.how == "cut":
                 assert prefix is not None
-                logs = cut(handle, answered_prompt, some, rows, prefix)
+                log_probabilities = cut(handle, answered_prompt, batch, rows, prefix)
             else:
-                logs = without_pixels(handle, answered_prompt, some)
-        parts.append(logs.numpy())
+                log_probabilities = without_pixels(handle, answered_prompt, batch)
+        parts.append(log_probabilities.numpy())
         done = np.concatenate(parts)
         yield _effect(answered_prompt, box, settings, others, done)
         report(len(done) - 2, total, "Comparing with other boxes")  # the caller has the result
@@ -143,9 +143,9 @@ def _effect(
     box: Box,
     settings: RegionSettings,
     others: OtherBoxes,
-    logs: np.ndarray,
+    log_probabilities: np.ndarray,
 ) -> RegionEffect:
-    plain, region, random = logs[0], logs[1], logs[2:]
+    plain, region, random = log_probabilities[0], log_probabilities[1], log_probabilities[2:]
     return RegionEffect(
         box=box,
         how=settings.how,
