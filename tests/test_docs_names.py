@@ -126,6 +126,18 @@ def test_names_in_docstrings_and_comments_exist() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_in_the_examples_work(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [
+        f"{module} {name}"
+        for module, names in re.findall(r"from sinkscope([\w.]*) import ([\w, ]+)", text)
+        for name in (one.strip().partition(" as ")[0] for one in names.split(","))
+        if not _found(f"{module}.{name}".strip("."))
+    ]
+    assert not missing, f"{page.name} imports {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_headings(page: Path) -> None:
     for target, anchor in re.findall(
         r"\]\(([^)\s:#]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")
