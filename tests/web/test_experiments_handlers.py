@@ -73,7 +73,11 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
 
 def request_for(name: str = "decompose-output", **changes: Any) -> ExperimentRequest:
     """Values as controls give them: every number a float, missing values an empty text."""
-    given = {"own": {"layer": 0.0}, "study": {**FEW, "tau": "", "tokens": ""}, "samples": 3.0}
+    given = {
+        "experiment_settings": {"layer": 0.0},
+        "study": {**FEW, "tau": "", "tokens": ""},
+        "samples": 3.0,
+    }
     return ExperimentRequest(name, **{**given, **changes})
 
 
@@ -181,9 +185,9 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
         ({"samples": 2.5}, "samples is 2.5"),
         ({"samples": None}, "samples is None"),
         ({"prompt": "x" * 20_001}, "more than 20000 characters"),
-        ({"own": {}}, "layer is None"),
-        ({"own": {"layer": None}}, "layer is None"),
-        ({"own": {"layer": -1.0}}, "layer is -1"),
+        ({"experiment_settings": {}}, "layer is None"),
+        ({"experiment_settings": {"layer": None}}, "layer is None"),
+        ({"experiment_settings": {"layer": -1.0}}, "layer is -1"),
         ({"study": {"tau": "much"}}, "tau is 'much'; allowed: nothing, or a number from 0 up"),
         ({"study": {"tau": "nan"}}, "tau is nan"),
         ({"study": {"auc": 2.0}}, "auc is 2.0; allowed: a number from 0.5 to 1"),
@@ -200,10 +204,10 @@ def test_hostile_requests_are_one_sentence(make: Make, changes: dict[str, Any], 
 
 def test_what_only_the_model_knows_is_refused_by_it(make: Make) -> None:
     for changes, words in (
-        ({"own": {"layer": 99.0}}, "layer is 99; "),
+        ({"experiment_settings": {"layer": 99.0}}, "layer is 99; "),
         ({"study": {**FEW, "tokens": "sinks,ordinary"}}, "which are vision tokens, but"),
         ({"samples": 1.0}, "needs 2 or more"),
-        ({"name": "vision-or-text", "own": {}}, ""),
+        ({"name": "vision-or-text", "experiment_settings": {}}, ""),
     ):
         last = drain(make(), request_for(**changes))[-1]
         assert last["phase"] == "error" and words in last["message"], last
