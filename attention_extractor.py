@@ -24,7 +24,7 @@ from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
 from sinkscope.capture.run import RunOutOfMemoryError, captured_indices, memory_errors_named
 from sinkscope.capture.stash import QueryStash, stash_run
-from sinkscope.capture.trace import GeneratedToken, GenerationTrace, short
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace, first_difference, short
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -244,12 +244,7 @@ class Comparison:
     @property
     def first_difference(self) -> int | None:
         """Index of the first token in which the answers differ; None if they are the same."""
-        pairs = zip(self.baseline.tokens, self.var.tokens, strict=False)
-        for index, (plain, changed) in enumerate(pairs):
-            if plain.id != changed.id:
-                return index
-        shorter, longer = sorted((len(self.baseline.tokens), len(self.var.tokens)))
-        return None if shorter == longer else shorter
+        return first_difference(self.baseline, self.var)
 
     @property
     def log_probability_change(self) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sinkscope.jobs.job import Stopped
+from sinkscope.jobs.job import Job, Stopped
 
 SESSION = "benchmark"
 
@@ -133,13 +133,14 @@ class _Busy:
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
         from sinkscope.jobs.runner import Done
-        from sinkscope.web.explore.exporting import EXPORT, ExportRequest, make_files
+        from sinkscope.web.explore.export_files import ExportRequest, make_files
+        from sinkscope.web.explore.exporting import EXPORT
 
         handlers = self._app.handlers
         run = handlers.store.get(handlers.component.value["run"])
         wanted = ExportRequest("gif", View(difference=True))
 
-        def work(job: Any) -> None:
+        def work(job: Job) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 make_files(run, wanted, Path(folder), **job.hooks, drawn_by=handlers.drawing)
 

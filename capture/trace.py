@@ -227,6 +227,16 @@ class GenerationTrace:
         return open_trace(Path(path))
 
 
+def first_difference(one: GenerationTrace, other: GenerationTrace) -> int | None:
+    """Index of the first token in which two answers differ, also where one of them ended before;
+    None if they are the same."""
+    for index, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)):
+        if a.id != b.id:
+            return index
+    shorter, longer = sorted((len(one.tokens), len(other.tokens)))
+    return None if shorter == longer else shorter
+
+
 def short(text: str, most: int = 48) -> str:
     """A text for one line: quoted and shortened."""
     line = " ".join(text.split())

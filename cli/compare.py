@@ -173,8 +173,8 @@ def _as_run(pair: Comparison) -> Run:
 
 
 def _write(pair: Comparison, output: Path, token: str | None, source: str) -> None:
-    from sinkscope.cli.comparison import chosen_tokens, comparison_numbers
-    from sinkscope.utils import write_atomically
+    from sinkscope.cli.comparison import chosen_tokens, comparison_file
+    from sinkscope.utils import write_bytes_atomically
 
     ending = output.suffix.lower()
     if ending == ".html":
@@ -183,7 +183,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
         run = _as_run(pair)
         first = None if token is None else chosen_tokens(pair, token)[0]
         page = build_standalone(run, token=first, facts=[("Sink dimensions", source)])
-        write_atomically(output, lambda file: file.write(page))
+        write_bytes_atomically(output, page)
         if not holds_heads(run):
             typer.echo(
                 "The file holds only the mean over the heads, because all heads would make it too "
@@ -191,11 +191,19 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
                 err=True,
             )
     elif ending == ".json":
-        numbers = {**comparison_numbers(pair), "sink_dimensions": source}
-        text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(output, lambda file: file.write(text.encode()))
+        text = (
+            json.dumps(comparison_file(pair, source), indent=1, ensure_ascii=False, allow_nan=False)
+            + "\n"
+        )
+        write_bytes_atomically(output, text.encode())
     else:
-        from sinkscope.cli.comparison_figure import comparison_figure
-        from sinkscope.visualization import OverlayStyle, save
+        from sinkscope import visualization
+        from sinkscope.drawing.view import View
 
-        save(comparison_figure(pair, chosen_tokens(pair, token), OverlayStyle()), output)
+        figure = visualization.view_figure(
+            {"Baseline": pair.baseline, "VAR": pair.var},
+            chosen_tokens(pair, token),
+            View(difference=True),
+            idle=not (pair.var.var or {}).get("changed"),
+        )
+        visualization.save(figure, output)

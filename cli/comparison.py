@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,36 +9,15 @@ import numpy as np
 import typer
 
 from sinkscope.attention_extractor import Comparison
-from sinkscope.attention_processor import head_mean, image_share, sink_share
+from sinkscope.attention_processor import head_mean
 from sinkscope.capture.decoding import is_sampled
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.drawing import answer_of, find_tokens
 from sinkscope.cli.tables import Column, print_table
+from sinkscope.drawing.run_values import comparison_values, run_values, token_shares
 from sinkscope.drawing.text import visible
 
 FORMAT, VERSION = "sinkscope-comparison", 1
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenNumbers:
-    """Numbers of each token, over all captured layers and heads.
-
-    Attributes:
-        image: attention mass on the images, 0 to 1.
-        sinks: part of that mass that sinks hold, 0 to 1.
-    """
-
-    image: tuple[float, ...]
-    sinks: tuple[float, ...]
-
-
-def token_numbers(trace: GenerationTrace) -> TokenNumbers:
-    """Shares of every token's rows."""
-    mass = image_share(trace)  # (T, L, H)
-    held = (mass * sink_share(trace)).mean(dim=(1, 2))
-    image = mass.mean(dim=(1, 2))
-    part = held / image.clamp_min(1e-12)
-    return TokenNumbers(tuple(image.tolist()), tuple(part.tolist()))
 
 
 def most_changed_token(pair: Comparison) -> int:
@@ -106,7 +84,7 @@ def difference_sentences(pair: Comparison) -> Iterator[str]:
         yield "Both answers are the same text."
     elif first < min(len(plain), len(changed)):
         yield (
-            f"The answers part at token {first}: the baseline says "
+            f"The answers differ from token {first} on: the baseline says "
             f"{visible(plain[first].text)!r} (probability {plain[first].probability:.1%}), "
             f"VAR says {visible(changed[first].text)!r} ({changed[first].probability:.1%})."
         )
@@ -128,7 +106,7 @@ def difference_sentences(pair: Comparison) -> Iterator[str]:
 
 
 def _print_tokens(pair: Comparison) -> None:
-    plain, changed = token_numbers(pair.baseline), token_numbers(pair.var)
+    plain, changed = token_shares(pair.baseline), token_shares(pair.var)
     change = pair.log_probability_change
     sides = (
         *(plain.image, changed.image),
@@ -194,56 +172,20 @@ def _print_layers(report: Mapping[str, Any]) -> None:
     )
 
 
-def comparison_numbers(pair: Comparison) -> dict[str, Any]:
-    """Everything in plain values for a JSON file.
+def comparison_file(pair: Comparison, source: str) -> dict[str, Any]:
+    """The content of a .json file of a comparison.
 
-    `image_share` is the attention mass on the image, mean over the captured layers and heads;
-    `sink_share` the part of that mass that sinks hold. `log_probability_change` (nats) ends where
-    the answers differ.
+    Args:
+        pair: the comparison.
+        source: where the sink dimensions are from.
     """
-    base = pair.baseline
+    about = run_values(pair.baseline)
+    captured = {name: about.pop(name) for name in ("layers", "heads")}
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": dataclasses.asdict(base.model),
-        "prompt": base.prompt,
-        "images": [
-            {
-                "width": grid.original[1],
-                "height": grid.original[0],
-                "rows": grid.rows,
-                "columns": grid.columns,
-            }
-            for grid in base.layout.grids
-        ],
-        "settings": dict(base.settings),
-        "decoding": base.extra.get("decoding"),
-        "captured": {"layers": list(base.layers), "heads": list(base.heads)},
-        "same_text": pair.same_text,
-        "first_difference": pair.first_difference,
-        "log_probability_change": list(pair.log_probability_change),
-        "baseline": _side(base),
-        "var": _side(pair.var),
-        "report": dict(pair.var.var or {}),
-    }
-
-
-def _side(trace: GenerationTrace) -> dict[str, Any]:
-    numbers = token_numbers(trace)
-    return {
-        "answer": trace.text,
-        "finish": trace.finish_reason,
-        "seconds": trace.seconds,
-        "applied": list(trace.applied),
-        "tokens": [
-            {
-                "id": token.id,
-                "text": token.text,
-                "probability": token.probability,
-                "rank": token.rank,
-                "image_share": image,
-                "sink_share": sinks,
-            }
-            for token, image, sinks in zip(trace.tokens, numbers.image, numbers.sinks, strict=True)
-        ],
+        **about,
+        "captured": captured,
+        **comparison_values(pair),
+        "sink_dimensions": source,
     }

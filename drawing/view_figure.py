@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sinkscope.capture.decoding import shown_settings
-from sinkscope.capture.trace import GenerationTrace
+from sinkscope.capture.trace import GenerationTrace, first_difference
 from sinkscope.drawing.panels import Painter, Panel
 from sinkscope.drawing.text import fonts, missing_note, printable, set_fonts, visible
 from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
@@ -71,7 +71,10 @@ def view_figure(
     panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen, second_tokens)
     done = next(panel.normalisation for panel in panels if panel.scale is not None)
     lines, title = (
-        list(_caption(sides, view, done)),
+        [
+            *_caption(sides, view, done),
+            *(_different_tokens(sides, chosen) if second_tokens is None else ()),
+        ],
         _title(sides, chosen, view.part, second_tokens),
     )
     lines += missing_note(title, *lines, *(panel.label for panel in panels))
@@ -211,8 +214,19 @@ def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[
     yield from about_sides(sides, view.image)
 
 
+def _different_tokens(sides: Sequence[Side], tokens: Sequence[int]) -> Iterator[str]:
+    """A sentence if the rows of the two answers belong to different texts."""
+    if len(sides) < 2 or sides[0].rows is not sides[0].trace:
+        return
+    first = first_difference(*(side.trace for side in sides))
+    if first is not None and tokens[-1] > first:
+        yield f"The answers differ from token {first} on: these rows belong to different texts."
+
+
 def _views(view: View) -> list[View]:
-    return [dataclasses.replace(view, layers=(n,), each=()) for n in view.each] or [view]
+    return [
+        dataclasses.replace(view, layers=(n,), separate_layers=()) for n in view.separate_layers
+    ] or [view]
 
 
 def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:
@@ -227,13 +241,16 @@ def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:
 
 
 def _side_summary(trace: GenerationTrace, image: int) -> tuple[str, ...]:
-    var = _settings((trace.var or {}).get("settings") or {})
+    report = trace.var or {}
+    var = _settings(report.get("settings") or {})
+    nothing = report.get("reason") or "VAR changed nothing."
+    acted = "" if report.get("changed") is not False else f" {nothing}"
     model, grids = trace.model, trace.layout.grids
     grid = grids[min(image, len(grids) - 1)]
     which = "Image" if len(grids) == 1 else f"Image {image} (of {len(grids)})"
     return (
         f"Prompt “{' '.join(trace.prompt.split())}”",
-        f"With VAR: {var}." if var else "; ".join(trace.applied) or "The plain model.",
+        f"With VAR: {var}.{acted}" if var else "; ".join(trace.applied) or "The plain model.",
         f"Model {model.id} @ {model.revision}, {model.layers} layers × {model.heads} heads, "
         f"{model.dtype} on {model.device}",
         f"{which} {grid.original[1]} × {grid.original[0]} px, seen as {grid.columns} × {grid.rows} "

@@ -177,7 +177,7 @@ def test_the_installed_package_works_outside_the_clone(wheel: Path, tmp_path: Pa
         "from pathlib import Path\n"
         "from sinkscope.web.runs.drawing_process import DrawingProcess\n"
         "from sinkscope.web.runs.example import load_example\n"
-        "from sinkscope.web.explore.exporting import ExportRequest, make_files\n"
+        "from sinkscope.web.explore.export_files import ExportRequest, make_files\n"
         "process = DrawingProcess(lambda trace: None)\n"
         f"(made,) = make_files(load_example(), ExportRequest('png'), Path({str(tmp_path)!r}),"
         " drawn_by=process)\n"

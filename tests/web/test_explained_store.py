@@ -16,7 +16,7 @@ from sinkscope.methods.base import MapStack
 from sinkscope.methods.explain import method_of
 from sinkscope.methods.precomputed import PrecomputedMaps, PrecomputedStack
 from sinkscope.methods.stack_file import open_stack, save_stack
-from sinkscope.web.explore.exporting import ExportRequest, make_files, with_kept
+from sinkscope.web.explore.export_files import ExportRequest, make_files, with_kept
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.explained_store import PATTERN, ExplainedStore, StoredMaps, _file
 from sinkscope.web.runs.store import Run, RunStore

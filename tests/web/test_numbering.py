@@ -21,7 +21,7 @@ from sinkscope.drawing.view_figure import tokens_words
 from sinkscope.models.family import Segment
 from sinkscope.web.api.endpoints import Api
 from sinkscope.web.components.assets import STATIC
-from sinkscope.web.explore.exporting import ExportRequest, make_files
+from sinkscope.web.explore.export_files import ExportRequest, make_files
 from sinkscope.web.runs.payload import build_payload
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site
@@ -72,9 +72,9 @@ def test_the_first_token_is_0_wherever_it_is_named(site: Site, run: Run, tmp_pat
 
     path = tmp_path / "run.safetensors"
     trace.save(path)
-    told = CliRunner().invoke(command_line(), ["show", str(path)])
-    assert told.exit_code == 0, told.output
-    assert re.search(rf"^ +0 .*{word.strip()}$", told.stdout, re.MULTILINE)
+    result = CliRunner().invoke(command_line(), ["show", str(path)])
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"^ +0 .*{word.strip()}$", result.stdout, re.MULTILINE)
 
 
 def command_line() -> Any:

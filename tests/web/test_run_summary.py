@@ -14,7 +14,7 @@ from sinkscope.drawing.frames import Frames, panel_width
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.run_summary import summary_line
 from sinkscope.drawing.view import View, make_side, treated_of
-from sinkscope.web.explore.exporting import ExportRequest, make_files, sides_of_view
+from sinkscope.web.explore.export_files import ExportRequest, make_files, sides_of_view
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.payload import _variant, build_payload
 from sinkscope.web.runs.store import Run, run_summary
@@ -45,8 +45,8 @@ def test_a_control_is_named_on_its_panel_and_in_files() -> None:
 
 def test_the_page_is_told_which_patches_a_control_treated() -> None:
     run = controlled()
-    told = _variant(run, "var", run.traces["var"])["treated"]
-    assert told == [{"layer": run.traces["var"].layers[1], "columns": [5, 9]}]
+    reported = _variant(run, "var", run.traces["var"])["treated"]
+    assert reported == [{"layer": run.traces["var"].layers[1], "columns": [5, 9]}]
     plain = controlled("none")
     assert _variant(plain, "var", plain.traces["var"])["treated"] == []
 

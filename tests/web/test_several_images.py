@@ -15,7 +15,7 @@ from sinkscope.config import GenerationSettings
 from sinkscope.drawing.view import View, make_side
 from sinkscope.drawing.view_figure import about_sides
 from sinkscope.models.loading import load_model
-from sinkscope.web.explore.exporting import ExportRequest, make_files
+from sinkscope.web.explore.export_files import ExportRequest, make_files
 from sinkscope.web.explore.refill import cached_image
 from sinkscope.web.runs.form_values import changed_words
 from sinkscope.web.runs.request import MORE, Request

@@ -17,15 +17,15 @@ from PIL import Image
 from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
 from sinkscope.attention_processor import token_indices
 from sinkscope.capture.run import checkpoint_decoding
-from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.run_values import answer_values, comparison_values, run_values
 from sinkscope.drawing.view import make_side, map_of, sinks_of
 from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
-from sinkscope.visualization import View
 from sinkscope.web.api.selection import ExportChoice, Selection
-from sinkscope.web.explore.exporting import EXPORT, kept_maps, make_files, sides_of_view
+from sinkscope.web.explore.export_files import kept_maps, make_files, sides_of_view
+from sinkscope.web.explore.exporting import EXPORT
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.model_events import model_wanted
 from sinkscope.web.runs.job_values import UNFORESEEN, session_hash_of
@@ -64,7 +64,7 @@ class Api:
     def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
         self._handlers, self._offered = handlers, offered
 
-    def load(self, **said: Any) -> dict[str, Any]:
+    def load(self, **setting_values: Any) -> dict[str, Any]:
         """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
 
         Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, the sink
@@ -72,8 +72,10 @@ class Api:
         generation_config.json would do.
         """
         loaded, settings = self._handlers.loaded, self._handlers.settings
-        said["revision"] = said.get("revision") or None  # None: the start's, for its model
-        if not loaded.load(model_wanted(settings, self._offered, said)):
+        setting_values["revision"] = (
+            setting_values.get("revision") or None
+        )  # None: the start's, for its model
+        if not loaded.load(model_wanted(settings, self._offered, setting_values)):
             raise ValueError("Another model is being loaded; wait until it is there.")
         seen, state = loaded.wait(-1, 0)
         while state.phase == "loading":
@@ -96,8 +98,8 @@ class Api:
         image_2: str | None = None,
         image_3: str | None = None,
         image_4: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> dict[str, Any]:
         """Answer a prompt about an image, or up to four of them in this order, and keep the
         attention behind each token.
@@ -108,8 +110,10 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(image, prompt, values=said, more=(image_2, image_3, image_4))
-        return about_run(self._run(asked, request))
+        run_request = Request(
+            image, prompt, values=setting_values, more=(image_2, image_3, image_4)
+        )
+        return about_run(self._run(run_request, request))
 
     def compare(
         self,
@@ -119,8 +123,8 @@ class Api:
         image_2: str | None = None,
         image_3: str | None = None,
         image_4: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> dict[str, Any]:
         """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
 
@@ -129,19 +133,16 @@ class Api:
         log-probability, and VAR's own report.
         """
         more = (image_2, image_3, image_4)
-        asked = Request(image, prompt, True, same_text, values=said, more=more)
-        run = self._run(asked, request)
+        run_request = Request(image, prompt, True, same_text, values=setting_values, more=more)
+        run = self._run(run_request, request)
         both = run.traces["baseline"], run.traces["var"]
+        # Both are there, checked above.
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
-        return {
-            **about_run(run),
-            "same_text": run.same_text,
-            "first_difference": pair.first_difference,
-            "log_probability_change": list(pair.log_probability_change),
-            "report": dict(pair.var.var or {}),
-        }
+        return {**about_run(run), **comparison_values(pair)}
 
-    def map(self, run: str, variant: str = "baseline", **said: Any) -> tuple[dict[str, Any], str]:
+    def map(
+        self, run: str, variant: str = "baseline", **setting_values: Any
+    ) -> tuple[dict[str, Any], str]:
         """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
 
         Gives `values` (rows x columns, null where one is missing) with `unit` and `normalisation`,
@@ -153,7 +154,7 @@ class Api:
         run_found = self._kept_run(run)
         if variant not in run_found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(run_found.traces)}.")
-        selection = Selection(**read_all(Selection, said))
+        selection = Selection(**read_all(Selection, setting_values))
         view = selection.view(run_found.first)
         side = make_side("", run_found.traces[variant], view.part)
         chosen = selection.tokens or (0,)
@@ -194,8 +195,8 @@ class Api:
     def export(
         self,
         run: str,
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
         (shares), html (a page that works alone), trace (safetensors, one for each answer).
@@ -204,7 +205,7 @@ class Api:
         and `width` are an animation's. `difference` holds where there are two sides.
         """
         run_found = self._kept_run(run)
-        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(run_found.first)
+        wanted = ExportChoice(**read_all(ExportChoice, setting_values)).wanted(run_found.first)
         sides_of_view(run_found, wanted)
         with scratch() as folder:
             session = session_hash_of(request)
@@ -245,11 +246,11 @@ class Api:
             raise ValueError(EXPIRED)
         return run
 
-    def _run(self, asked: Request, request: gr.Request | None) -> Run:
+    def _run(self, run_request: Request, request: gr.Request | None) -> Run:
         """Wait for the requested run."""
         session = session_hash_of(request)
         value: dict[str, Any] = {}
-        for value in self._handlers.generate(asked, session):  # noqa: B007
+        for value in self._handlers.generate(run_request, session):  # noqa: B007
             pass
         if value.get("phase") == "error":
             raise ValueError(value["message"])
@@ -262,44 +263,8 @@ def _plain(values: np.ndarray) -> list[list[float | None]]:
 
 
 def about_run(run: Run) -> dict[str, Any]:
-    """A run as plain values: its id, what made it, and each answer with its tokens."""
-    first = run.first
-    return {
-        "run": run.id,
-        "prompt": first.prompt,
-        "model": {name: getattr(first.model, name) for name in MODEL},
-        "layers": list(first.layers),
-        "heads": list(first.heads),
-        "images": [
-            {"width": g.original[1], "height": g.original[0], "rows": g.rows, "columns": g.columns}
-            for g in first.layout.grids
-        ],
-        "settings": dict(first.settings),
-        "decoding": first.extra.get("decoding"),
-        **{name: _answer(trace) for name, trace in run.traces.items()},
-    }
-
-
-def _answer(trace: GenerationTrace) -> dict[str, Any]:
-    """One answer. `image_share` and `sink_share` are means over the captured layers and heads."""
-    side, view = make_side("", trace), View()
-    tokens = []
-    for t, token in enumerate(trace.tokens):
-        image, held = side.shares([t], view)
-        tokens.append(
-            {
-                "index": t,
-                "text": token.text,
-                "probability": token.probability,
-                "rank": token.rank,
-                "image_share": image,
-                "sink_share": held,
-            }
-        )
-    return {
-        "answer": trace.text,
-        "finish": trace.finish_reason,
-        "seconds": trace.seconds,
-        "applied": list(trace.applied),
-        "tokens": tokens,
-    }
+    """A run in plain values: its id, what made it, and each answer with its tokens."""
+    values = run_values(run.first)
+    model = {name: values["model"][name] for name in MODEL}
+    answers = {name: answer_values(trace) for name, trace in run.traces.items()}
+    return {"run": run.id, **values, "model": model, **answers}

@@ -13,7 +13,7 @@ from sinkscope.drawing.view import method_and_scale
 from sinkscope.methods.head_list import HeadsFrom
 from sinkscope.setting import check, explained, setting
 from sinkscope.visualization import View
-from sinkscope.web.explore.exporting import KINDS, ExportRequest
+from sinkscope.web.explore.export_files import KINDS, ExportRequest
 
 
 @explained
@@ -62,7 +62,7 @@ class Selection:
         method, kind = method_and_scale(self.method, self.scale)
         wanted = None if self.heads_from is None else HeadsFrom.read(self.heads_from)
         return View(
-            part=self.part,  # type: ignore[arg-type]
+            part=self.part,  # type: ignore[arg-type]  # checked by `View`
             layers=self.layers,
             heads=self.heads,
             picked=None if wanted is None or run is None else wanted.heads_of(run),
@@ -111,7 +111,7 @@ class ExportChoice(Selection):
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 
     def wanted(self, run: GenerationTrace | None = None) -> ExportRequest:
-        """The request for the file, as `web.explore.exporting` takes it.
+        """The request for the file, as `web.explore.export_files` takes it.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.

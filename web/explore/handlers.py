@@ -20,16 +20,16 @@ from typing import Any
 import gradio as gr
 
 from sinkscope import attention_extractor
-from sinkscope.capture.pace import Pace, Work
+from sinkscope.capture.run_times import RunTimes, Work
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.config import Settings
-from sinkscope.drawing.run_summary import with_summary
+from sinkscope.config import GenerationSettings, Settings
 from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Target, TokenSource, rows_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.utils import number_of
 from sinkscope.web.explore.answering import Answering
+from sinkscope.web.explore.export_files import ExportRequest, make_files
 from sinkscope.web.explore.kept_prompt import LastPrompt
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.explained_store import ExplainedStore
@@ -47,8 +47,7 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_map, build_token_maps
 from sinkscope.web.runs.request import Request
-from sinkscope.web.runs.standalone import build_standalone
-from sinkscope.web.runs.store import Run, RunStore, new_id, run_summary
+from sinkscope.web.runs.store import Run, RunStore, new_id
 from sinkscope.web.runs.value_cache import RunValueCache
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
@@ -66,7 +65,7 @@ class RunFunctions:
     """The functions that compute runs; tests replace them."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
-    compare: Callable[..., Any] = attention_extractor.compare
+    compare: Callable[..., attention_extractor.Comparison] = attention_extractor.compare
 
 
 class Handlers:
@@ -78,13 +77,13 @@ class Handlers:
         loaded: LoadedModel,
         store: RunStore,
         engine: RunFunctions | None = None,
-        pace: Pace | None = None,
+        run_times: RunTimes | None = None,
     ) -> None:
         self.settings = settings
         self.loaded = loaded
         self.store = store
         self.engine = engine or RunFunctions()
-        self.pace = pace or Pace()  # learns how long runs take
+        self.run_times = run_times or RunTimes()  # learns how long runs take
         limit = settings.app.job_minutes
         self.runner = Runner(
             settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
@@ -171,7 +170,9 @@ class Handlers:
                     yield self._delta(answering, sent, first_token)
                     last = now
 
-    def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(
+        self, answering: Answering, request: Request, settings: GenerationSettings, job: Job
+    ) -> Run:
         """Compute the run, in the job's thread, which has exclusive use of the model."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
@@ -218,7 +219,7 @@ class Handlers:
             raise
         if prefix is None:  # else the image was passed through the model by an earlier run
             work = Work(inputs.layout, len(answering.times), len(traces), same)
-            self.pace.note(handle, work, time.monotonic() - start, answering.times)
+            self.run_times.note(handle, work, time.monotonic() - start, answering.times)
         return Run(traces, same_text=same, id=answering.run_id)
 
     def _kept(self, run: Run, job: Job) -> dict[str, Any]:
@@ -303,23 +304,23 @@ class Handlers:
             return run
         place = field_of(ask, "place")
         view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
-        name = f"sinkscope-{run.id[:8]}.html"
-        return self.copied(run, self._file(build_standalone(run, place=view), name))
+        return self._exported(run, ExportRequest("html", place=view))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run, as a file for `GenerationTrace.open`."""
         run, name = self._run_asked(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
-        with scratch() as folder:
-            path = Path(folder) / "trace.safetensors"
-            with_summary(run.traces[name], run_summary(run)).save(path)
-            called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
-            return self.copied(run, self._file(path.read_bytes(), called))
+        return self._exported(run, ExportRequest("trace", side=name))
 
-    def _file(self, data: bytes, name: str) -> dict[str, Any]:
+    def _exported(self, run: Run, wanted: ExportRequest) -> dict[str, Any]:
+        """A file that is written at once, as the page downloads it."""
         assert self.component is not None
-        return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
+        with scratch() as folder:
+            (path,) = make_files(run, wanted, Path(folder))
+            data = path.read_bytes()
+        value = {**cached(data, path.name, self.component), "name": path.name, "bytes": len(data)}
+        return self.copied(run, value)
 
     def start_drawing(self, ask: Any) -> dict[str, Any]:
         """Save was opened: start the drawing process."""
