@@ -111,7 +111,7 @@ def build_explore(
     _connect_dims(form, loaded, load)
     _connect_refill(form, inspector, handlers)
     if first is not None and first.kind == "example" and offered:  # the example is asked for
-        fill_at_start(form, first, loaded.handle)
+        fill_at_start(form, first, loaded.handle, settings.model.model)
     gr.on(
         [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
         load_forecasting(loaded, settings, offers, PARAMETERS),

@@ -324,7 +324,7 @@ function paintDifference() {
   if (note.hidden !== Boolean(both)) note.hidden = !note.hidden;
   write(note, both ? "" : "One of the answers has no such token.");
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
-  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
+  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image === s.image ? "" : v.image > s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   write(stat, gained);
   mark(figure.querySelector(".stage"), "aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
   paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);

@@ -23,8 +23,9 @@ function buildStrips() {
 }
 
 // The colours of the lines under the tokens of the same text.
+const gainEnd = (most) => most.toFixed(most < 0.1 ? 2 : 1);
 const gainKey = (most) => node("span", { class: "gains", title: "Change of each token's log-probability under VAR, on the same text" },
-  node("b", {}, "Δ log p"), node("span", {}, `−${most.toFixed(1)}`), node("i", {}), node("span", {}, `+${most.toFixed(1)}`));
+  node("b", {}, "Δ log p"), node("span", {}, `−${gainEnd(most)}`), node("i", {}), node("span", {}, `+${gainEnd(most)}`));
 
 // After two answers diverge, tokens of the same index differ, so each side may have its own choice.
 function canPart() {
@@ -53,9 +54,9 @@ function promptStrip(name, label, asked) {
   strip.classList.add("prompt");
   strip.querySelector(".tokens").append(asked.before ? node("span", { class: "none" }, `${asked.before} tokens …`) : "",
     ...asked.tokens.map((token, i) => node("button", {
-      type: "button", class: `token ${token.k}${/^ \S/.test(token.t) ? " spaced" : ""}`, role: "option", tabindex: -1, "aria-selected": "false", "data-i": i,
-      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i} ${JSON.stringify(token.t)}: where it looked when it was read`,
-    }, glyphs(token.t))));
+      type: "button", class: `token ${token.k}${/^ \S/.test(token.t) ? " spaced" : ""}${token.t ? "" : " piece part"}`, role: "option", tabindex: -1, "aria-selected": "false", "data-i": i,
+      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i} ${token.t ? JSON.stringify(token.t) : "(a part of a character that several tokens make)"}: where it looked when it was read`,
+    }, token.t ? glyphs(token.t) : "…")));
   strip.querySelector(".side").append(foldButton("hide", "prompt-hide"));
   return strip;
 }

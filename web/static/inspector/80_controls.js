@@ -187,7 +187,7 @@ function syncControls() {
   const four = $('[data-set="four"]');
   four.closest("label").hidden = run.L < 2;
   if (four.dataset.run !== run.id) four.replaceChildren(node("option", { value: "" }, two ? "side by side" : "one map"),
-    ...run.variants.map((v) => node("option", { value: v.name }, two ? `${v.label}, 4 layers` : "four layers")));
+    ...run.variants.map((v) => node("option", { value: v.name }, two ? `4 layers: ${v.label}` : "four layers")));
   four.dataset.run = run.id;
   four.value = view.four;
 }
@@ -281,6 +281,7 @@ function readAddress() {
     made.ask = null;
   }
   if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
+  else made.broken = part.has("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
   // In older links some scales are methods, and the clip has another name.
   const old = { clip: ["percentile"], nosink: ["linear", "without_sinks"], relative: ["percentile", "relative"] };
