@@ -78,8 +78,8 @@ def set_up(same_text: bool = True) -> Run:
 
 
 LINE = (
-    "model synthetic · VAR tau 6 · keep 0.6 · layers 0–2, 5 · paper dialect · control none · same text · "
-    "greedy · seed 7"
+    "model synthetic · VAR tau 6 · keep 0.6 · layers 0–2, 5 · paper dialect · control none · "
+    "same text · greedy · seed 7"
 )
 
 
