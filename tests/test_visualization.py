@@ -316,6 +316,14 @@ def test_a_sheet_has_a_picture_for_each_token(photo: Image.Image) -> None:
     assert titles[:3] == ["a  0%", "red  10%", "\u23ce  20%"]
 
 
+def test_a_long_prompt_is_cut_visibly(photo: Image.Image) -> None:
+    patch_map, long = make_map(np.ones((1, 1)), (photo.height, photo.width)), "word " * 500
+    sheet = contact_sheet(photo, [patch_map], ["a"], [0.1], note=f"prompt: {long}")
+    assert texts(sheet).rstrip().endswith("word …")
+    drawn = figure(photo, patch_map, token="a", prompt=long, note="x" * 3000)
+    assert "word …" in texts(drawn) and texts(drawn).rstrip().endswith("…")
+
+
 def test_a_sheet_of_a_long_answer_says_what_it_leaves_out(photo: Image.Image) -> None:
     maps = [make_map(np.ones((1, 1)), (photo.height, photo.width))] * 100
     drawn = contact_sheet(photo, maps, ["a"] * 100, [0.1] * 100)
