@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site
@@ -91,3 +93,41 @@ def test_the_scale_of_small_changes_is_not_zero(site: Site, open_page: Any) -> N
     )
     page = opened(site, open_page, run)
     assert "+0.02" in page.inner_text(".gains")
+
+
+def test_arrow_keys_work_after_the_help_was_closed(example_page: Any) -> None:
+    page = example_page
+    page.evaluate(f"{INSPECTOR}.set({{ t0: 2, t1: 2 }})")
+    for close in ("Escape", "click"):
+        before = page.evaluate(f"{INSPECTOR}.view.t0")
+        page.click("[data-do=help]")
+        if close == "click":
+            page.click("[data-do=close-help]")
+        else:
+            page.keyboard.press("Escape")
+        assert page.is_hidden(".help")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(f"{INSPECTOR}.view.t0") == before + 1, close
+
+
+def test_a_patch_of_the_difference_has_its_sign(example_page: Any) -> None:
+    page = example_page
+    box = page.locator(".figure[data-variant=difference] .stage").bounding_box()
+    signs = set()
+    for x in (0.1, 0.3, 0.5, 0.7, 0.9):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + box["height"] / 2)
+        words = page.inner_text(".figure[data-variant=difference] .patch")
+        signs.add(words.split("·")[1].strip()[0])
+    assert signs == {"+", "−"}
+
+
+def test_a_file_that_the_browser_cannot_draw_is_not_a_broken_image(
+    site: Site, open_page: Any, tmp_path: Path
+) -> None:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "scan.tiff")
+    page = open_page(site.url)
+    ready(page)
+    if page.locator("#image button[aria-label='Remove Image']").count():
+        page.click("#image button[aria-label='Remove Image']")
+    page.set_input_files("#image input[type=file]", str(tmp_path / "scan.tiff"))
+    page.wait_for_function("document.querySelector('#image img')?.alt.startsWith('No preview')")

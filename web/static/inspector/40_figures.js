@@ -343,7 +343,7 @@ function paintPatch() {
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
     const there = map[v] === map[v]; // else it is missing
-    let text = `patch ${row}, ${column}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
+    let text = `patch ${row}, ${column}  ·  ${there ? `${both && map[v] ? (map[v] > 0 ? "+" : "−") : ""}${percent(Math.abs(map[v]))} of the row` : "left out"}`;
     if (!both && there) {
       if (method().computed) {
         const own = shown.drawn[name][v];

@@ -58,7 +58,8 @@ function wireControls() {
   document.addEventListener("keydown", (event) => {
     const nowhere = event.target === document.body || event.target === document.documentElement;
     if (!element.isConnected || !(nowhere ? root.offsetParent : element.contains(event.target))) return;
-    if (nowhere && run && stepTokens(event)) return;
+    const afterPop = event.target.closest(".tools"); // which has the focus after a panel was closed by Escape
+    if ((nowhere || afterPop) && run && stepTokens(event)) return;
     keys(event);
   });
 }

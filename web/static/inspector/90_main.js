@@ -319,7 +319,13 @@ function watchSize() {
   sizes.observe(document.documentElement);
 }
 
+// A file that the browser does not draw, such as TIFF, can be asked about all the same.
+const unseen = (event) => {
+  if (event.target.matches && event.target.matches("#ask img")) event.target.alt = "No preview of this kind of file in the browser; the model can read it.";
+};
+
 async function start() {
+  document.addEventListener("error", unseen, true);
   wireControls();
   watchStrips();
   wireRuns();
