@@ -146,7 +146,7 @@ def save(picture: Figure | Pixels, path: Path) -> None:
 
 
 def check_ending(path: Path, *, figure: bool = True) -> str:
-    """The format that a path's ending names; ValueError if it is none that `save` writes."""
+    """The format that a path's ending names; ValueError if `save` does not write it."""
     allowed = (".png", ".pdf", ".svg") if figure else (".png",)
     if path.suffix.lower() not in allowed:
         raise refuse("output", str(path), f"a file ending in {', '.join(allowed)}")

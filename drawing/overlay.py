@@ -206,7 +206,7 @@ def refuse(setting: str, value: object, allowed: str) -> ValueError:
 
 
 def pixels_of(image: Image.Image | Pixels) -> Pixels:
-    """uint8 (height, width, 3); ValueError for anything that is no such image."""
+    """uint8 (height, width, 3); ValueError for anything else."""
     array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ValueError(

@@ -103,7 +103,7 @@ class Painter:
                 )
         if view.difference:
             self._check_difference()
-        if view.each and len(self.sides) > 1:
+        if view.separate_layers and len(self.sides) > 1:
             raise ValueError("Layers one by one are drawn of one side only.")
         self._looks = [look for side in self.sides for look in _looks(side, view, width)]
         for look in self._looks:
@@ -203,7 +203,9 @@ class Painter:
         if self.view.whole_answer:
             words += f"; range of the whole {part}"
         if self.view.same_scale and len(self._looks) > 1:
-            words += "; same scale on all" if self.view.each else "; same scale on both sides"
+            words += (
+                "; same scale on all" if self.view.separate_layers else "; same scale on both sides"
+            )
         done, bar = patches.normalisation, bar_colours(scale, colormap)
         return Panel(look.label, numbers, pixels, "", bar, scale.ticks, words, scale, done)
 
@@ -238,8 +240,12 @@ class Painter:
 def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
     photo = panel_photo(side.trace.images[view.image], width, view)
     specs = []
-    for layer in view.each or (None,):
-        layer_view = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
+    for layer in view.separate_layers or (None,):
+        layer_view = (
+            view
+            if layer is None
+            else dataclasses.replace(view, layers=(layer,), separate_layers=())
+        )
         words = (side.label, "" if layer is None else f"layer {layer}")
         sinks = sinks_of(side.rows, layer_view) if view.sinks else ()
         rare = rare_of(side.rows, layer_view) if view.sinks else ()

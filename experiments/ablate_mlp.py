@@ -219,7 +219,7 @@ def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table,
             (layer, *numbers((interval.value, interval.low, interval.high)))
             for layer, interval in removed.items()
         ),
-        note="removed: share of the excess attention in this layer and all behind it.",
+        note="removed: share of the excess attention in this layer and all later ones.",
     )
     chart = Chart(
         "one_layer_at_a_time",

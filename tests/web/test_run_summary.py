@@ -45,8 +45,8 @@ def test_a_control_is_named_on_its_panel_and_in_files() -> None:
 
 def test_the_page_is_told_which_patches_a_control_treated() -> None:
     run = controlled()
-    told = _variant(run, "var", run.traces["var"])["treated"]
-    assert told == [{"layer": run.traces["var"].layers[1], "columns": [5, 9]}]
+    reported = _variant(run, "var", run.traces["var"])["treated"]
+    assert reported == [{"layer": run.traces["var"].layers[1], "columns": [5, 9]}]
     plain = controlled("none")
     assert _variant(plain, "var", plain.traces["var"])["treated"] == []
 

@@ -286,7 +286,7 @@ function readAddress() {
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
   // In older links some scales are methods, and the clip has another name.
   const old = { clip: ["percentile"], nosink: ["linear", "without_sinks"], relative: ["percentile", "relative"] };
-  const said = part.get("scale"), [scale, method] = Object.hasOwn(old, said) ? old[said] : [said];
+  const scaleName = part.get("scale"), [scale, method] = Object.hasOwn(old, scaleName) ? old[scaleName] : [scaleName];
   if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;
   if (/^\w{1,40}$/.test(part.get("method") || method || "")) made.method = part.get("method") || method;
   made.looks = {};
