@@ -114,8 +114,9 @@ def test_a_patch_of_the_difference_has_its_sign(example_page: Any) -> None:
     page = example_page
     box = page.locator(".figure[data-variant=difference] .stage").bounding_box()
     signs = set()
-    for x in (0.1, 0.3, 0.5, 0.7, 0.9):
-        page.mouse.move(box["x"] + x * box["width"], box["y"] + box["height"] / 2)
+    parts = (0.05, 0.3, 0.5, 0.7, 0.95)
+    for x, y in [(x, y) for x in parts for y in parts]:
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
         words = page.inner_text(".figure[data-variant=difference] .patch")
         signs.add(words.split("·")[1].strip()[0])
     assert signs == {"+", "−"}
