@@ -15,6 +15,7 @@ from sinkscope.attention_processor import (
     for_heads,
     image_share,
     map_label,
+    rare_sink_cells,
     sink_cells,
     sink_share,
     slots_of,
@@ -217,6 +218,11 @@ def same_grids(a: GenerationTrace, b: GenerationTrace) -> bool:
 def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     """Cells of the view's image that are a sink in at least one of its layers."""
     return sink_cells(rows, view.shown_layers, view.image)
+
+
+def rare_of(rows: Rows, view: View) -> tuple[int, ...]:
+    """Those of `sinks_of` that are a sink in fewer than half of the view's layers."""
+    return rare_sink_cells(rows, view.shown_layers, view.image)
 
 
 def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:

@@ -176,6 +176,7 @@ def _var_settings() -> tuple[
     with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
         note = gr.Textbox(
             "No model is loaded yet.",
+            label="Sink dimensions of the model",  # read aloud
             show_label=False,
             interactive=False,
             container=False,

@@ -30,12 +30,23 @@ def cached_image(run: Run, image: gr.Image, keep: bool = False, index: int = 0) 
     return path
 
 
-def fill_at_start(form: Form, run: Run, handle: ModelHandle | None) -> None:
+def fill_at_start(form: Form, run: Run, handle: ModelHandle | None, coming: str) -> None:
     """The form of a page that opens with this run on screen.
 
     It is part of the page: an event would come later and undo what a user did by then.
+
+    Args:
+        form: gets its values.
+        run: the run.
+        handle: the loaded model; None if it is loaded after the page was built.
+        coming: the model that is loaded then. If it is the run's, tau is that of the run: with
+            another one, the page would say at first that tau was changed.
     """
-    for name, value in control_values(form_values_of(run), handle, run.first.model.id).items():
+    said = form_values_of(run)
+    values = control_values(said, handle, run.first.model.id)
+    if handle is None and coming == run.first.model.id and "tau" in said:
+        values["tau"] = said["tau"]
+    for name, value in values.items():
         form.controls[name].value = value
     shown = form.image.postprocess(cached_image(run, form.image, keep=True))
     # As a component does with its initial value: the file comes with its address.

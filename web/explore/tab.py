@@ -113,7 +113,7 @@ def build_explore(
     if (
         first is not None and first.kind == "example" and offered
     ):  # the form has the example's values
-        fill_at_start(form, first, loaded.handle)
+        fill_at_start(form, first, loaded.handle, settings.model.model)
     gr.on(
         [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
         load_forecasting(loaded, settings, offers, PARAMETERS),

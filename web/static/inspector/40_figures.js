@@ -324,7 +324,7 @@ function paintDifference() {
   if (note.hidden !== Boolean(both)) note.hidden = !note.hidden;
   write(note, both ? "" : "One of the answers has no such token.");
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
-  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
+  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image === s.image ? "" : v.image > s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   write(stat, gained);
   mark(figure.querySelector(".stage"), "aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
   paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);
@@ -343,7 +343,7 @@ function paintPatch() {
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
     const there = map[v] === map[v]; // else it is missing
-    let text = `patch ${row}, ${column}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
+    let text = `patch ${row}, ${column}  ·  ${there ? `${both && map[v] ? (map[v] > 0 ? "+" : "−") : ""}${percent(Math.abs(map[v]))} of the row` : "left out"}`;
     if (!both && there) {
       if (method().computed) {
         const own = shown.drawn[name][v];
