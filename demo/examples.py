@@ -29,6 +29,7 @@ class ExampleScene:
 # those that the bundled model answers correctly, and the first, which the page shows, because VAR
 # clearly changes its maps. So they are no evidence of how often that happens; the model card is.
 EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
+    ExampleScene("four_apart", 1128, 196, 196, 4, "describe"),
     ExampleScene("four_things", 117, 196, 196, 4, "describe"),
     ExampleScene("wide", 2, 224, 168, 3, "what"),
     ExampleScene("tall", 3, 140, 196, 3, "colour"),
