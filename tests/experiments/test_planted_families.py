@@ -43,12 +43,17 @@ def test_a_planted_mechanism_is_found_and_is_the_cause(tmp_path: Path, asked: Me
     subspace = found(handle, asked.family, "mlp-subspace", MLPSubspaceSettings(layer=layer))
     assert set(subspace.values["top"]) == set(asked.neurons), subspace.summary
     for name, settings in (
-        ("ablate-mlp", AblateMLPSettings(layer=layer, each_layer=False)),
+        ("ablate-mlp", AblateMLPSettings(layer=layer)),
         ("decompose-mlp-in", DecomposeMLPInSettings(layer=layer)),
     ):
         causal = found(handle, asked.family, name, settings)
         assert causal.verdict is not None and causal.verdict.word == "positive", causal.verdict
         assert all(abs(control) <= 0.1 for control in causal.values["controls"].values())
+        if name == "ablate-mlp":  # the massive value is still in the stream one layer later
+            table = next(t for t in causal.tables if t.name == "one_layer_at_a_time")
+            first = dict(zip(table.columns, table.rows[0], strict=True))
+            assert first["layer"] == layer + 1
+            assert first["removed"] >= 0.8 and abs(first["random"]) <= 0.2, first
     cosine = sum(a * b for a, b in zip(causal.values["direction"], direction.tolist(), strict=True))
     assert cosine >= 0.99
 
