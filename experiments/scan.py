@@ -44,6 +44,7 @@ class Scan:
             (site, name): Vectors() for site in STREAM for name in groups
         }  # the same on only the sink dimensions
         self.attention = {name: Mean() for name in groups}  # (L, H)
+        self.by_sample: dict[str, list[Tensor]] = {name: [] for name in groups}  # (L,), the same
         self.cosines = {name: Mean() for name in groups}  # (L, H)
         self.rates = {name: Mean() for name in groups}  # (L,), as the following
         self.massive = {name: Mean() for name in groups}
@@ -93,8 +94,11 @@ class Scan:
 
     def _attention(self, case: Case, reader: KeyAttentionReader, rate: bool) -> None:
         mean = reader.mean()
+        nothing = torch.full((self._study.layers,), float("nan"), dtype=torch.float64)
         for name in self._study.names:
-            if len(rows := case.rows(name)):
+            rows = case.rows(name)
+            self.by_sample[name].append(mean[..., rows].mean((1, 2)) if len(rows) else nothing)
+            if len(rows):
                 self.attention[name].add(mean[..., rows].mean(-1))
                 if rate:
                     above = (reader.alpha()[..., rows] > RATE).double()
@@ -128,8 +132,29 @@ def run(study: Study, settings: ScanSettings) -> Findings:
     tables = [_table(scan, study, settings), parts]
     summary = [text]
     if "attn" in settings.print:
+        tables.append(_intervals(scan, study))
         summary.append(_most_attention(scan, study))
     return Findings(tuple(summary), tuple(tables), tuple(charts), values=where)
+
+
+def _intervals(scan: Scan, study: Study) -> Table:
+    """Attention with bootstrap intervals, and the sink's excess over the reference."""
+    by_group = {name: torch.stack(rows) for name, rows in scan.by_sample.items()}  # (S, L)
+    by_group["excess"] = by_group[study.sink] - by_group[study.reference]
+    rows = []
+    for name, values in by_group.items():
+        for layer in range(study.layers):
+            one = study.resampling.mean(values[:, layer])
+            rows.append((name, layer, *numbers((one.value, one.low, one.high))))
+    return Table(
+        "attention",
+        "Attention to a token of each group, with bootstrap intervals over samples "
+        f"({study.settings.confidence:.0%})",
+        ("tokens", "layer", "attention", "attention_low", "attention_high"),
+        tuple(rows),
+        keys=2,
+        note=f"excess: {study.sink} minus {study.reference}, sample by sample.",
+    )
 
 
 def _most_attention(scan: Scan, study: Study) -> str:
