@@ -115,8 +115,8 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the flags (those of the command line where none are given), build, listen, and say
-    where."""
+    """Parse the flags (by default those of the command line), build the page, start the server and
+    print its address."""
     start = resolve(sys.argv[1:] if arguments is None else arguments)
     if start.only_print:
         sys.stdout.write("\n".join(start.lines) + "\n")

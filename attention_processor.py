@@ -11,6 +11,7 @@ is an error that says so.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -315,6 +316,20 @@ def sink_cells(trace: Rows, layers: Sequence[int] | None = None, image: int = 0)
     grid = trace.layout.grids[image]
     found = {p for sinks in trace.sinks if sinks.layer in wanted for p in sinks.positions}
     return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
+
+
+def rare_sink_cells(
+    trace: Rows, layers: Sequence[int] | None = None, image: int = 0
+) -> tuple[int, ...]:
+    """Those of `sink_cells` that are a sink in fewer than half of the layers."""
+    wanted = set(trace.layers if layers is None else layers)
+    found = Counter(
+        cell
+        for sinks in trace.sinks
+        if sinks.layer in wanted
+        for cell in sink_cells(trace, (sinks.layer,), image)
+    )
+    return tuple(cell for cell in sorted(found) if found[cell] / len(wanted) < 0.5)
 
 
 def sink_columns(trace: Rows) -> torch.Tensor:

@@ -351,6 +351,7 @@ def read_tables(path: Path) -> dict[str, Any]:
 def from_mapping(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     """Make the settings dataclass `cls` from plain values; lists become tuples, unknown keys are
     refused by name."""
+    # Every S is a dataclass.
     allowed = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise refuse(where, values, f"a table with {', '.join(allowed)}")

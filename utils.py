@@ -62,6 +62,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """`write_atomically` of bytes that are already in memory."""
+    write_atomically(path, lambda file: file.write(data))
+
+
 def _umask() -> int:
     """The process's umask. Python can only read it by changing it, which would expose files that
     other threads create meanwhile; Linux also has it in /proc."""

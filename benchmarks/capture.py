@@ -100,8 +100,8 @@ def measure(
     handle = prepared_handle(shape, device, dtype, threads)
     dtype = handle.info.dtype
     prompts = {length: build_prompt(handle, length) for length in lengths}
-    for way in VARIANTS.values():  # the set-up of a first call is not measured
-        way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
+    for variant in VARIANTS.values():  # the set-up of a first call is not measured
+        variant(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     result: dict[str, Any] = {
         "benchmark": "capture",
         "shape": shape,
@@ -128,13 +128,13 @@ def measure(
 
 def one_length(
     handle: ModelHandle,
-    inputs: Any,
+    inputs: PromptInputs,
     tokens: int,
     repeats: int,
     warmups: int | None = None,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """All ways on one prompt.
+    """All variants on one prompt.
 
     Args:
         handle: a loaded model.
@@ -142,7 +142,7 @@ def one_length(
         tokens: new tokens per run.
         repeats: rounds.
         warmups: maximum number of plain runs before the first round; None: depends on the device.
-        left_out: names of ways that do not run.
+        left_out: names of variants that do not run.
     """
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import launches, timing
@@ -153,25 +153,27 @@ def one_length(
     guess = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens))
     free = _free_bytes(handle.device.type)
     fits = free is None or matrix_bytes(handle, inputs) < free * 0.6
-    ways = {
-        name: way
-        for name, way in VARIANTS.items()
+    variants = {
+        name: variant
+        for name, variant in VARIANTS.items()
         if name not in left_out and (fits or name != "output_attentions")
     }
-    _say(f"Prompt of {length}: {', '.join(ways)}")
+    _say(f"Prompt of {length}: {', '.join(variants)}")
     answers: dict[str, tuple[int, ...]] = {}
 
     def run(name: str) -> Any:
         def once(mark: Any) -> None:
-            answers[name] = ways[name](handle, inputs, tokens, mark)
+            answers[name] = variants[name](handle, inputs, tokens, mark)
 
         return once
 
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(run("plain"), handle.device, most_warmups(warmups, on_a_gpu))
-    for name in ways if on_a_gpu else ():  # recording and compiling are not measured
+    for name in variants if on_a_gpu else ():  # recording and compiling are not measured
         run(name)(lambda: None)
-    timings = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
+    timings = timing.rounds(
+        {name: run(name) for name in variants}, repeats, handle.device, BASELINES
+    )
     row: dict[str, Any] = {
         "length": length,
         "vision_tokens": inputs.layout.vision_tokens,
@@ -184,7 +186,7 @@ def one_length(
     for name in VARIANTS:
         if name in left_out:
             continue
-        if name not in ways:
+        if name not in variants:
             size = matrix_bytes(handle, inputs) / 1e9
             row["ways"][name] = {"skipped": f"would keep {size:.0f} GB"}
             continue
@@ -194,7 +196,7 @@ def one_length(
             entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
                 timings[name], timings["plain"], part
             )
-        asked = partial(_asked, ways[name], handle, inputs)
+        asked = partial(_asks, variants[name], handle, inputs)
         entry["asks"] = launches.a_token(asked, handle.device)
         row["ways"][name] = entry
     return row
@@ -224,7 +226,7 @@ def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _memory(
-    handle: ModelHandle, inputs: Any, shape: str, device: str, dtype: str, tokens: int
+    handle: ModelHandle, inputs: PromptInputs, shape: str, device: str, dtype: str, tokens: int
 ) -> dict[str, Any]:
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import memory
@@ -288,5 +290,5 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _asked(way: Variant, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
-    return way(handle, inputs, count, lambda: None)
+def _asks(variant: Variant, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
+    return variant(handle, inputs, count, lambda: None)

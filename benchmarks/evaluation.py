@@ -89,6 +89,7 @@ def measure(
     from sinkscope.models.loading import load_model
 
     torch.set_num_threads(threads)
+    # A text here; the settings check it.
     handle = load_model(ModelSettings(model, device=device, dtype=dtype))  # type: ignore[arg-type]
     items = [
         one for one in itertools.islice(TASK.read(None), questions) if isinstance(one, Question)
@@ -113,7 +114,7 @@ def measure(
     for run in runs.values():  # the set-up of a first call is not measured
         run(lambda: None)
     timings = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(timings, "default")
+    variants = timing.totals(timings, "default")
     return {
         "benchmark": "evaluation",
         "model": handle.info.id,
@@ -125,7 +126,7 @@ def measure(
         "batch_tokens": batch_tokens,
         "torch": torch.__version__,
         "noise": timing.noise(timings["default"], "total"),
-        "ways": ways,
+        "ways": variants,
         "target": TARGET,
     }
 
@@ -164,10 +165,10 @@ def table(result: dict[str, Any]) -> str:
         f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
     ]
     for name, what in VARIANTS.items():
-        way = result["ways"][name]
+        variant = result["ways"][name]
         lines.append(
-            f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"
-            f"{way['seconds']:>10.3f}"
+            f"  {what:40}{variant['ratio']:>10.3f}{variant['ratio_of_fastest']:>10.3f}"
+            f"{variant['seconds']:>10.3f}"
         )
     reached = result["ways"]["pair"]["ratio"] <= result["target"]
     word = "reached" if reached else "NOT reached"

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sinkscope.jobs.job import Stopped
+from sinkscope.jobs.job import Job, Stopped
 
 SESSION = "benchmark"
 
@@ -140,7 +140,7 @@ class _Busy:
         run = handlers.store.get(handlers.component.value["run"])
         wanted = ExportRequest("gif", View(difference=True))
 
-        def work(job: Any) -> None:
+        def work(job: Job) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 make_files(run, wanted, Path(folder), **job.hooks, drawn_by=handlers.drawing)
 

@@ -170,9 +170,9 @@ def _capture(bench: Bench, size: Size) -> dict[str, Any]:
         "dtype": handle.info.dtype,
         "floor": least,
         "each_by_floor": {
-            name: way["each_seconds"] / least["seconds"]
-            for name, way in row["ways"].items()
-            if "skipped" not in way
+            name: variant["each_seconds"] / least["seconds"]
+            for name, variant in row["ways"].items()
+            if "skipped" not in variant
         },
         **row,
         "goals": [
@@ -190,25 +190,29 @@ def _var(bench: Bench, size: Size) -> dict[str, Any]:
     prompt, plan = build_prompt(handle, length), bench.plan
     slow = ("dense", "two_runs", "compare", "other_settings") if shape == "7b" else ("two_runs",)
     row = var.one_length(handle, prompt, tokens, plan.repeats, plan.warmups, slow)
-    ways = row["ways"]
+    variants = row["ways"]
     return {
         "shape": shape,
         "tokens": tokens,
         **row,
         "goals": [
-            bench.goal("VAR (graph) / plain", ways["var_run_graph"]["total_ratio"], goals["var"]),
+            bench.goal(
+                "VAR (graph) / plain", variants["var_run_graph"]["total_ratio"], goals["var"]
+            ),
             bench.goal(
                 "to the first token, VAR / plain",
-                ways["var_run_graph"]["first_ratio"],
+                variants["var_run_graph"]["first_ratio"],
                 goals["first"],
             ),
-            bench.goal("compare (graph)", ways["compare_graph"]["total_ratio"], goals["compare"]),
+            bench.goal(
+                "compare (graph)", variants["compare_graph"]["total_ratio"], goals["compare"]
+            ),
             bench.goal(
                 "compare again (graph)",
-                ways["other_settings_graph"]["total_ratio"],
+                variants["other_settings_graph"]["total_ratio"],
                 goals["again"],
             ),
-            bench.goal("same text", ways["same_text"]["total_ratio"], goals["same_text"]),
+            bench.goal("same text", variants["same_text"]["total_ratio"], goals["same_text"]),
         ],
     }
 

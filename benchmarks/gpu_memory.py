@@ -1,7 +1,7 @@
-"""Peak memory of each way on a GPU, one after the other in this process.
+"""Peak memory of each variant on a GPU, one after the other in this process.
 
 A GPU's allocations are known to the byte, so no separate processes are needed. What the previous
-way has kept (recorded steps) is dropped first, so it counts for the way that makes it.
+variant has kept (recorded steps) is dropped first, so it counts for the variant that makes it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
     """Bytes beyond those allocated before the run.
 
     Returns:
-        `peak_bytes` of each way, empty on a CPU; `allowed_bytes`: what a way may take beyond
-        plain generation: its histories, and for comparing another set of keys and values.
+        `peak_bytes` of each variant, empty on a CPU; `allowed_bytes`: what a variant may take
+        beyond plain generation: its histories, and for comparing another set of keys and values.
     """
     payload = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens)).payload_bytes
     layers = tuple(range(handle.info.layers))
@@ -33,7 +33,7 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         settings = GenerationSettings(max_new_tokens=tokens, engine="graph")
         compare(handle, inputs, settings, var)
 
-    ways = {
+    variants = {
         "plain": lambda: plain(handle, inputs, tokens, lambda: None),
         "ours": lambda: ours(handle, inputs, tokens, lambda: None),
         "graph": lambda: graph(handle, inputs, tokens, lambda: None),
@@ -48,19 +48,19 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
     }
     if handle.device.type != "cuda":
         result["skipped_peaks"] = "on a CPU, see `benchmarks capture`"
-        for way in ways.values():
-            way()
+        for variant in variants.values():
+            variant()
         result["allowed_bytes"] = {}
         return result
-    for name, way in ways.items():
+    for name, variant in variants.items():
         handle.kept.clear()
-        way()  # what a first call sets up permanently is not measured
+        variant()  # what a first call sets up permanently is not measured
         handle.kept.clear()
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        way()
+        variant()
         torch.cuda.synchronize()
         result["peak_bytes"][name] = torch.cuda.max_memory_allocated() - before
     handle.kept.clear()

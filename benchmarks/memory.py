@@ -17,7 +17,7 @@ CLEAR_PEAK = "5"  # written to /proc/self/clear_refs, it resets the highest resi
 
 
 def peak_extra(
-    way: str,
+    variant: str,
     shape: str,
     device: str,
     dtype: str,
@@ -29,18 +29,18 @@ def peak_extra(
     memory on a GPU.
 
     Args:
-        way: one of `benchmarks.variants`, `benchmarks.sink_variants` or
+        variant: one of `benchmarks.variants`, `benchmarks.sink_variants` or
             `benchmarks.method_variants`.
         shape, device, dtype: the model.
         length: of the prompt.
         tokens: new tokens; for `sink_variants`, samples per pass.
         returned_at_once: make glibc return every larger block to the system when it is freed. What
-            it keeps otherwise varies by more than a small difference between ways.
+            it keeps otherwise varies by more than a small difference between variants.
 
     Raises:
         ChildProcessError: the process ended early, out of memory for instance.
     """
-    words = [way, shape, device, dtype, str(length), str(tokens)]
+    words = [variant, shape, device, dtype, str(length), str(tokens)]
     environment = dict(os.environ)
     if returned_at_once:
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
@@ -53,17 +53,17 @@ def peak_extra(
     )
     if done.returncode != 0:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise ChildProcessError(f"{way} at {length} ended early: {last}")
+        raise ChildProcessError(f"{variant} at {length} ended early: {last}")
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
+def _measure(variant: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
     import torch
 
     from sinkscope.benchmarks import method_variants, sink_variants, variants
     from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 
-    run = {**variants.VARIANTS, **sink_variants.VARIANTS, **method_variants.VARIANTS}[way]
+    run = {**variants.VARIANTS, **sink_variants.VARIANTS, **method_variants.VARIANTS}[variant]
     torch.set_num_threads(1)
     handle = build_handle(shape, device, getattr(torch, dtype))
     inputs = build_prompt(handle, length)

@@ -100,8 +100,8 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
     }
     if memory and supported("cpu"):
         peaks = {
-            way: peak_extra(way, SHAPE, "cpu", "float32", LENGTH, 1, returned_at_once=True)
-            for way in ("forward", *PEAKS)
+            variant: peak_extra(variant, SHAPE, "cpu", "float32", LENGTH, 1, returned_at_once=True)
+            for variant in ("forward", *PEAKS)
         }
         result["peaks"] = peaks
     result["held"] = within_limits(result)

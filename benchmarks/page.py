@@ -116,9 +116,9 @@ def measure(sizes: Sizes) -> dict[str, Any]:
                     "opening": _opening(browser, url, sizes.opened),
                     "repaint": _repaint(browser, url),
                 }
-            pace = _Pace(sizes.streamed)
-            with _site(None, pace) as url:
-                result["streaming"] = _streaming(browser, url, pace)
+            pausing = _PausingEngine(sizes.streamed)
+            with _site(None, pausing) as url:
+                result["streaming"] = _streaming(browser, url, pausing)
             with _site(_large(sizes), None) as url:
                 result["large"] = _dragging(browser, url)
         finally:
@@ -143,14 +143,14 @@ def weight() -> dict[str, int]:
 
 
 @contextmanager
-def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
+def _site(example: Any, pausing: _PausingEngine | None) -> Iterator[str]:
     """The app on a free port, with the bundled example or a made-up run, and a made-up engine."""
     from sinkscope.config import AppSettings, Settings
     from sinkscope.web.explore.handlers import RunFunctions
     from sinkscope.web.launch import launch
     from sinkscope.web.page import build_app
 
-    engine = RunFunctions(pace.generate) if pace else None
+    engine = RunFunctions(pausing.generate) if pausing else None
     with tempfile.TemporaryDirectory() as cache:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
         app = build_app(
@@ -189,7 +189,7 @@ def _no_estimate(*_: Any, **__: Any) -> Any:
     raise ValueError("not measured here")
 
 
-class _Pace:
+class _PausingEngine:
     """An engine that writes tokens a quarter at a time, on request."""
 
     def __init__(self, tokens: int) -> None:
@@ -272,7 +272,7 @@ def _repaint(browser: Any, url: str) -> dict[str, Any]:
     return {**measured, "requests": len(asked)}
 
 
-def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
+def _streaming(browser: Any, url: str, pausing: _PausingEngine) -> dict[str, Any]:
     """Processor time of the main thread for each quarter of a long answer, in milliseconds."""
     page = _open(browser, url)
     computed = _computing(page)
@@ -284,15 +284,15 @@ def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
     quarters = []
     for part in range(1, 5):
         before = computed()
-        pace.quarter.release()
-        last = part * (pace.tokens // 4) - 1
+        pausing.quarter.release()
+        last = part * (pausing.tokens // 4) - 1
         last_shown = f"document.querySelector('[data-testid=token-baseline-{last}]')"
         page.wait_for_function(last_shown, polling=100)
         quarters.append(computed() - before)
     longest = page.evaluate(LONGEST)["longest"]
     page.wait_for_function(READY)
     page.context.close()
-    return {"tokens": pace.tokens, "quarters": quarters, "longest_task": longest}
+    return {"tokens": pausing.tokens, "quarters": quarters, "longest_task": longest}
 
 
 def _dragging(browser: Any, url: str) -> dict[str, Any]:

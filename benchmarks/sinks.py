@@ -120,7 +120,7 @@ def one_length(
     repeats: int,
     warmups: int | None = None,
 ) -> dict[str, Any]:
-    """All ways on `batch` samples of one length; arguments as in `capture.one_length`."""
+    """All variants on `batch` samples of one length; see `benchmarks.capture.one_length`."""
     from functools import partial
 
     from sinkscope.benchmarks import timing
@@ -132,21 +132,21 @@ def one_length(
     for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
     timings = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(timings, "forward")
+    variants = timing.totals(timings, "forward")
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
         "batch": batch,
         "noise": timing.noise(timings["forward"], "total"),
         "settled": settled,
-        "ways": ways,
+        "ways": variants,
     }
 
 
 def _memory(
     shape: str, device: str, dtype: str, lengths: list[int], batch: int, processes: int = 3
 ) -> dict[str, Any]:
-    """Peak of a plain pass and of the default way, each the median over separate processes."""
+    """Peak of a plain pass and of the default variant, each the median over separate processes."""
     from sinkscope.benchmarks import memory
 
     if not memory.supported(device):
@@ -190,10 +190,10 @@ def table(result: dict[str, Any]) -> str:
             f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
         ]
         for name, what in VARIANTS.items():
-            way = row["ways"][name]
+            variant = row["ways"][name]
             lines.append(
-                f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"
-                f"{way['seconds']:>10.3f}"
+                f"  {what:40}{variant['ratio']:>10.3f}{variant['ratio_of_fastest']:>10.3f}"
+                f"{variant['seconds']:>10.3f}"
             )
     worst = max(row["ways"]["received"]["ratio"] for row in result["rows"])
     lines += ["", f"time: {worst:.3f} at most (target {TIME_TARGET:g})"]

@@ -1,7 +1,7 @@
 """The start-up time of the command line, compared with Python importing torch and transformers.
 
-Each way is its own process; each round runs all of them. The result is the processor time of the
-process, which other programs on the machine hardly change; wall time is given as well. A first
+Each variant is its own process; each round runs all of them. The result is the processor time of
+the process, which other programs on the machine hardly change; wall time is given as well. A first
 round, which brings the files into the system's cache, is not counted.
 """
 
@@ -55,12 +55,12 @@ def startup(
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Processor and wall seconds of each way: median and smallest of the rounds."""
+    """Processor and wall seconds of each variant: median and smallest of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
-        ways = _ways(Path(folder))
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        variants = _commands(Path(folder))
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         for number in range(rounds + 1):
-            for name, (command, code) in ways.items():
+            for name, (command, code) in variants.items():
                 seconds = _run(command, code)
                 if number:
                     times[name].append(seconds)
@@ -78,8 +78,8 @@ def measure(rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, "aim": AIM, "most": most, "held": most <= AIM, "ways": results}
 
 
-def _ways(folder: Path) -> dict[str, tuple[Sequence[str], int]]:
-    """The command of each way, and its expected exit code."""
+def _commands(folder: Path) -> dict[str, tuple[Sequence[str], int]]:
+    """The command of each variant, and its expected exit code."""
     trace = folder / "run.safetensors"
     image = PROJECT / "demo" / "examples" / "four_things.png"
     python = (sys.executable, "-c")
@@ -153,8 +153,8 @@ def table(result: dict[str, Any]) -> str:
     for name, one in result["ways"].items():
         busy = f"{one['processor']:.2f} ({one['least']:.2f})"
         lines.append(f"{WORDS[name]:<{WIDE}}{busy:>16}{one['clock']:>8.2f}{one['ratio']:>8.2f}")
-    ways = result["ways"]
-    import_ratio = ways["heatmap, imports"]["processor"] / ways[MODEL]["processor"]
+    variants = result["ways"]
+    import_ratio = variants["heatmap, imports"]["processor"] / variants[MODEL]["processor"]
     return "\n".join(
         [
             *lines,

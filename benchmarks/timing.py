@@ -1,4 +1,4 @@
-"""Paired timing: rounds of all ways, each way compared with the plain run of its own round, so
+"""Paired timing: rounds of all variants, each compared with the plain run of its own round, so that
 other load on the machine affects all of them."""
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Clock:
         if self._cuda:
             torch.cuda.synchronize()
             start = self._marks[0]
+            # On a GPU, all marks are events.
             seconds = [start.elapsed_time(mark) / 1000 for mark in self._marks]  # type: ignore[union-attr, arg-type]
         else:
+            # Else all marks are seconds.
             seconds = [mark - self._marks[0] for mark in self._marks]  # type: ignore[operator]
         steps = [b - a for a, b in itertools.pairwise(seconds[1:-1])]
         return Timing(seconds[1], statistics.median(steps), seconds[-1])
@@ -137,7 +139,7 @@ def median(timings: Sequence[Timing | None], part: str) -> float:
 
 
 def totals(runs: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
-    """For each way its whole time, and the ratio to that of `unit`."""
+    """For each variant its whole time, and the ratio to that of `unit`."""
     result = {}
     for name, timings in runs.items():
         typical, fastest = ratio(timings, runs[unit], "total")

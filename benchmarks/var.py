@@ -1,6 +1,6 @@
 """`python -m sinkscope.benchmarks var`: the cost of VAR and comparing relative to one plain run.
 
-All ways (`benchmarks.var_variants`) run interleaved in one process; every ratio is the median over
+All variants (`benchmarks.var_variants`) run interleaved in one process; a ratio is the median over
 rounds of the time divided by that of plain generation in the same round. Nothing here imports torch
 before the command runs.
 """
@@ -121,7 +121,7 @@ def one_length(
     warmups: int | None = None,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """All ways on one prompt; arguments as in `capture.one_length`."""
+    """All variants on one prompt; arguments as in `benchmarks.capture.one_length`."""
     from sinkscope.benchmarks import timing, var_variants
 
     settings = var_variants.settings_for(handle, inputs)
@@ -132,10 +132,10 @@ def one_length(
     for run in named.values() if on_a_gpu else ():  # what is recorded once is not measured
         run(lambda: None)
     timings = timing.rounds(named, repeats, handle.device)
-    ways = {}
+    variants = {}
     for name, timings_of in timings.items():
         total, fastest = timing.ratio(timings_of, timings["plain"], "total")
-        ways[name] = {
+        variants[name] = {
             "first_ratio": timing.ratio(timings_of, timings["plain"], "first")[0],
             "total_ratio": total,
             "total_ratio_of_fastest": fastest,
@@ -147,7 +147,7 @@ def one_length(
         "tau": settings.tau,
         "noise": timing.noise(timings["plain"], "total"),
         "settled": settled,
-        "ways": ways,
+        "ways": variants,
     }
 
 
@@ -165,18 +165,18 @@ def table(result: dict[str, Any]) -> str:
             f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
             f"  {'':42}{'to token 1':>12}{'whole run':>12}{'fastest':>12}",
         ]
-        for name, way in row["ways"].items():
+        for name, variant in row["ways"].items():
             what = VARIANTS[name]
-            first = "" if name == "same_text" else f"{way['first_ratio']:.3f}"
+            first = "" if name == "same_text" else f"{variant['first_ratio']:.3f}"
             lines.append(
-                f"  {what:42}{first:>12}{way['total_ratio']:>12.3f}"
-                f"{way['total_ratio_of_fastest']:>12.3f}"
+                f"  {what:42}{first:>12}{variant['total_ratio']:>12.3f}"
+                f"{variant['total_ratio_of_fastest']:>12.3f}"
             )
     return "\n".join(lines)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """A bar for each way and prompt length: whole run relative to one plain run."""
+    """A bar for each variant and prompt length: whole run relative to one plain run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")

@@ -168,6 +168,7 @@ def _dense_var(handle: ModelHandle, inputs: PromptInputs, var: VARSettings) -> I
         handle.stack.layers[layer].register_forward_pre_hook(look(layer), with_kwargs=True)
         for layer in acting
     ]
+    # The patch of the reference code, for this comparison.
     modeling_qwen2_5_vl.eager_attention_forward = eager  # type: ignore[assignment]
     try:
         with with_attention(handle, "eager"):

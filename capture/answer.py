@@ -204,7 +204,7 @@ class _AnswerRequest:
         seconds = time.perf_counter() - began
         used = "graph" if steps.recorded else "step"
         finished = _FinishedRun(handle, self.inputs, settings, steps.session, probes, seconds)
-        details = _RunDetails(EngineChoice(choice.asked, used, steps.why), decoding, ending)
+        details = _RunDetails(EngineChoice(choice.setting, used, steps.why), decoding, ending)
         return self._traces(finished, interventions, token_probes, details)
 
     def _probes(self) -> AnswerProbes:
@@ -341,7 +341,7 @@ def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> Generati
     inputs, session, probes = finished.inputs, finished.session, finished.probes
     recorder = session[probes.rows[row]]
     sinks = session[probes.marks].found() if probes.marks else ()
-    attention, shares, entropy = recorder.finish(len(row_answer.tokens))
+    attention, shares, entropy = recorder.recorded(len(row_answer.tokens))
     report = None
     row_var, intervention = row_answer.var or (None, None)
     if row_var is not None and intervention is not None:
@@ -352,7 +352,9 @@ def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> Generati
     prompt_rows = None
     if probes.prompt_rows:
         reader = session[probes.prompt_rows[row]]
-        prompt_rows = prompt_trace(finished.handle.info, inputs, probes.asked, [reader], sinks)
+        prompt_rows = prompt_trace(
+            finished.handle.info, inputs, probes.prompt_positions, [reader], sinks
+        )
     return GenerationTrace(
         tokens=row_answer.tokens,
         layout=inputs.layout,

@@ -21,14 +21,14 @@ class AnswerProbes:
     Attributes:
         rows: the rows that explain the answer, one probe per batch row.
         prompt_rows: the rows of the prompt's own tokens, likewise; empty if none are wanted.
-        asked: the positions of these tokens.
+        prompt_positions: the positions of these tokens.
         marks: sink scores, by VAR's dimensions, otherwise by the model's profile; None if neither
             is known.
     """
 
     rows: tuple[TraceRows, ...]
     prompt_rows: tuple[TraceRows, ...]
-    asked: range
+    prompt_positions: range
     marks: SinkScores | None
 
     @staticmethod
@@ -41,7 +41,7 @@ class AnswerProbes:
         mark: VARSettings | None,
     ) -> AnswerProbes:
         layers, heads = captured_indices(handle, settings)
-        asked = kept_positions(inputs.layout, settings)
+        prompt_positions = kept_positions(inputs.layout, settings)
 
         def rows(count: int, first: int | None) -> tuple[TraceRows, ...]:
             return tuple(
@@ -54,8 +54,10 @@ class AnswerProbes:
             marks = SinkScores(mark.dims, mark.tau, mark.dialect, mark.layers or ())
         elif handle.profile is not None:
             marks = SinkScores(handle.profile.dims, handle.profile.tau)
-        prompt_rows = rows(len(asked), asked.start) if asked else ()
-        return AnswerProbes(rows(tokens, None), prompt_rows, asked, marks)
+        prompt_rows = (
+            rows(len(prompt_positions), prompt_positions.start) if prompt_positions else ()
+        )
+        return AnswerProbes(rows(tokens, None), prompt_rows, prompt_positions, marks)
 
     @property
     def of_prompt(self) -> list[Probe]:

@@ -1,6 +1,6 @@
 """What a run will need, computed before it starts.
 
-Memory follows from the sizes; time is estimated by `capture.pace`.
+Memory follows from the sizes; time is estimated by `capture.run_times`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sinkscope.capture.engine.cache import capacity_for
 from sinkscope.capture.engine.choice import choose_engine
 from sinkscope.capture.engine.history import Shape
 from sinkscope.capture.engine.store import kept_bytes
-from sinkscope.capture.pace import Pace, Work, expected_seconds
 from sinkscope.capture.recorder import STAGED_BYTES
 from sinkscope.capture.run import captured_indices, smaller_image
+from sinkscope.capture.run_times import RunTimes, Work, expected_seconds
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
@@ -71,7 +71,7 @@ def forecast(
     *,
     answers: int = 1,
     same_text: bool = False,
-    pace: Pace | None = None,
+    run_times: RunTimes | None = None,
 ) -> Forecast:
     """What `attention_extractor.generate` or `compare` will need with these arguments.
 
@@ -81,7 +81,7 @@ def forecast(
         handle, inputs, settings: the run.
         answers: 2 for a comparison. The sizes in bytes are those of one.
         same_text: of a comparison.
-        pace: the model's finished runs, which are more accurate than an estimate.
+        run_times: the model's finished runs, which are more accurate than an estimate.
 
     Raises:
         ValueError: a layer or head that this model does not have.
@@ -89,7 +89,7 @@ def forecast(
     settings = settings or GenerationSettings()
     device = handle.device
     work = Work(inputs.layout, settings.max_new_tokens, answers, same_text)
-    seconds, measured = expected_seconds(handle, work, pace)
+    seconds, measured = expected_seconds(handle, work, run_times)
     return Forecast(
         prompt_tokens=inputs.layout.length,
         vision_tokens=inputs.layout.vision_tokens,

@@ -143,7 +143,7 @@ class HostCopies:
         self._open = None
         self.started += 1
 
-    def finish(self, wait: bool) -> None:
+    def deliver(self, wait: bool) -> None:
         """Move finished copies to their destination; choosing a token waits for the GPU anyway, so
         the copies of earlier steps are finished."""
         while self._under_way:

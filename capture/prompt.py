@@ -94,7 +94,7 @@ def prompt_trace(
     sinks: tuple[LayerSinks, ...],
 ) -> PromptTrace:
     """The trace of the rows that these recorders kept, one recorder per range of positions."""
-    parts = [recorder.finish(recorder.tokens) for recorder in recorders]
+    parts = [recorder.recorded(recorder.tokens) for recorder in recorders]
     # A single range of positions, the usual case, is passed on without a copy.
     attention, shares, entropy = (
         parts[0] if len(parts) == 1 else tuple(torch.cat(p) for p in zip(*parts, strict=True))

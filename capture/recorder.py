@@ -149,7 +149,7 @@ class TraceRecorder(Reader):
         self._entropy[first:stop].copy_(entropy)
         self._rows = max(self._rows, stop)
 
-    def finish(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def recorded(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What was kept for the first `tokens` answer tokens.
 
         Returns:
@@ -159,7 +159,7 @@ class TraceRecorder(Reader):
         self._read_staged()
         if self._copies is not None:
             self._copies.start()
-            self._copies.finish(wait=True)
+            self._copies.deliver(wait=True)
         if tokens > self._rows:
             raise RuntimeError(
                 f"{tokens} tokens were generated but only {self._rows} attention rows were "
@@ -174,7 +174,7 @@ class TraceRecorder(Reader):
         if block is None or not staged:
             return
         if self._copies is not None:
-            self._copies.finish(wait=False)
+            self._copies.deliver(wait=False)
         rows = torch.cat(staged).float()  # (l, H, R, K)
         count = len(staged)
         staged.clear()

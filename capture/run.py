@@ -78,16 +78,22 @@ class Ending(StoppingCriteria):
         Returns:
             Of each row, whether its answer is over.
         """
-        said = [False] * len(self._probes)
+        stop_string_found = [False] * len(self._probes)
         if self._stop_strings is not None:
-            said = self._stop_strings(input_ids, None).tolist()
+            stop_string_found = self._stop_strings(input_ids, None).tolist()
         going = [row for row, reason in enumerate(self._finish_reasons) if not reason]
         for row in going:
             self._probes[row].choose(tokens[row])
         # After all are reported: the callback of the last one may set the event.
         at_once = self._for_all()
         for row in going:
-            ended = "end" if tokens[row] in self._end else "stop_string" if said[row] else at_once
+            ended = (
+                "end"
+                if tokens[row] in self._end
+                else "stop_string"
+                if stop_string_found[row]
+                else at_once
+            )
             self._finish_reasons[row] = ended
         return [bool(reason) for reason in self._finish_reasons]
 
@@ -197,6 +203,7 @@ class _CompleteConfig(GenerationConfig):
     def update(  # type: ignore[override]  # the library passes both
         self, defaults_only: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
+        # transformers leaves it untyped.
         return {} if defaults_only else super().update(**kwargs)  # type: ignore[no-untyped-call]
 
 
@@ -272,6 +279,7 @@ def decoding_for(handle: ModelHandle, settings: GenerationSettings, prompt_lengt
     if "watermarking_config" in used:
         values["watermarking_config"] = tokens.watermarking_config
     try:
+        # Transformers leaves it untyped.
         config = _CompleteConfig(**values)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise _not_followed([f"{error}"]) from error

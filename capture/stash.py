@@ -110,23 +110,23 @@ class QueryStash:
             DoesNotFitError: it does not fit into memory; `rows` gives one row at a time.
         """
         layout, answered = self.inputs.layout, len(self.tokens)
-        asked = kept_positions(layout, self.settings)
+        positions = kept_positions(layout, self.settings)
         kept = 1 if self.settings.reduce_heads else len(self.heads)
         check_payload(
-            (answered + len(asked)) * bytes_of_a_row(layout, len(self.layers), kept),
-            f"The attention of {answered + len(asked)} tokens",
+            (answered + len(positions)) * bytes_of_a_row(layout, len(self.layers), kept),
+            f"The attention of {answered + len(positions)} tokens",
             "reading single rows (QueryStash.rows), or a run that captures less (layers, heads, "
             "reduce_heads)",
         )
         answer = self._recorded(
             self.queries, range(layout.length - 1, layout.length - 1 + answered)
         )
-        attention, shares, entropy = answer.finish(answered)
-        read = self._recorded(self.prompt_queries, asked) if asked else None
+        attention, shares, entropy = answer.recorded(answered)
+        read = self._recorded(self.prompt_queries, positions) if positions else None
         prompt_rows = (
             None
             if read is None
-            else prompt_trace(self.model, self.inputs, asked, [read], self.sinks)
+            else prompt_trace(self.model, self.inputs, positions, [read], self.sinks)
         )
         return GenerationTrace(
             tokens=self.tokens,
@@ -184,8 +184,8 @@ def stash_run(
     held."""
     layers, heads = captured_indices(handle, settings)
     check_stash_memory(handle, inputs, settings)
-    asked, last = kept_positions(inputs.layout, settings), inputs.layout.length - 1
-    first = min(asked.start, last)
+    positions, last = kept_positions(inputs.layout, settings), inputs.layout.length - 1
+    first = min(positions.start, last)
     kept = QueriesAndKeys(layers, first)
     answer = AnswerTokens(handle.tokenizer)
     profile = handle.profile
@@ -220,7 +220,7 @@ def stash_run(
         tokens=probe.finished(),
         queries={layer: layer_queries[last - first :] for layer, layer_queries in queries.items()},
         prompt_queries={
-            layer: layer_queries[: len(asked)] for layer, layer_queries in queries.items()
+            layer: layer_queries[: len(positions)] for layer, layer_queries in queries.items()
         },
         keys=stasher.keys,
         scales=stasher.scales,

@@ -77,7 +77,7 @@ class TokenProbe:
 def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[GeneratedToken, ...]:
     """The tokens that were given to `pieces`, each with its own text, and with its bytes where it
     is a part of a character."""
-    texts = pieces.finish()
+    texts = pieces.texts()
     split = split_characters(pieces.tokenizer, [token.id for token in tokens], texts)
     return tuple(
         token

@@ -261,7 +261,7 @@ def _no_number(word: str) -> Any:
 
 
 def _culprit(value: Any, name: str = "") -> str:
-    """Which part of a value JSON cannot hold, in words; empty if it is none of these."""
+    """The part of a value that JSON cannot hold, in words; empty if it can."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{name} is {value}, which is not a number"
     if isinstance(value, Mapping | list | tuple):

@@ -336,7 +336,7 @@ def _view(values: Mapping[str, Any], length: int) -> View:
     return View(
         positions=runs[0] if len(runs) == 1 else tuple(p for run in runs for p in run),
         box=(x0, y0, x1, y1),
-        kind=text("kind", values["kind"]),  # type: ignore[arg-type]
+        kind=text("kind", values["kind"]),  # type: ignore[arg-type]  # `View` checks the kind
         **{name: whole(name, values[name], 1) for name in VIEW_SIZES},
     )
 

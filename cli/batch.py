@@ -197,10 +197,10 @@ class _Names:
     def of(self, record: Record) -> str:
         from sinkscope.records.sources import SUFFIXES
 
-        said = record.id or ""
-        if said.lower().endswith(SUFFIXES):
-            said = said.rpartition(".")[0]
-        wanted = re.sub(r"[^\w.-]+", "-", said).strip("-.")[:LONGEST_NAME] or f"{record.number:05d}"
+        stem = record.id or ""
+        if stem.lower().endswith(SUFFIXES):
+            stem = stem.rpartition(".")[0]
+        wanted = re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:LONGEST_NAME] or f"{record.number:05d}"
         name = wanted if wanted not in self._taken else f"{wanted}-{record.number}"
         self._taken.add(name)
         return name

@@ -174,7 +174,7 @@ def _as_run(pair: Comparison) -> Run:
 
 def _write(pair: Comparison, output: Path, token: str | None, source: str) -> None:
     from sinkscope.cli.comparison import chosen_tokens, comparison_file
-    from sinkscope.utils import write_atomically
+    from sinkscope.utils import write_bytes_atomically
 
     ending = output.suffix.lower()
     if ending == ".html":
@@ -183,7 +183,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
         run = _as_run(pair)
         first = None if token is None else chosen_tokens(pair, token)[0]
         page = build_standalone(run, token=first, facts=[("Sink dimensions", source)])
-        write_atomically(output, lambda file: file.write(page))
+        write_bytes_atomically(output, page)
         if not holds_heads(run):
             typer.echo(
                 "The file holds only the mean over the heads, because all heads would make it too "
@@ -195,7 +195,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
             json.dumps(comparison_file(pair, source), indent=1, ensure_ascii=False, allow_nan=False)
             + "\n"
         )
-        write_atomically(output, lambda file: file.write(text.encode()))
+        write_bytes_atomically(output, text.encode())
     else:
         from sinkscope import visualization
         from sinkscope.drawing.view import View

@@ -84,7 +84,7 @@ def difference_sentences(pair: Comparison) -> Iterator[str]:
         yield "Both answers are the same text."
     elif first < min(len(plain), len(changed)):
         yield (
-            f"The answers part at token {first}: the baseline says "
+            f"The answers differ from token {first} on: the baseline says "
             f"{visible(plain[first].text)!r} (probability {plain[first].probability:.1%}), "
             f"VAR says {visible(changed[first].text)!r} ({changed[first].probability:.1%})."
         )

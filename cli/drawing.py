@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sinkscope.attention_processor import PatchMap, patch_map, sink_cells
+from sinkscope.attention_processor import PatchMap, patch_map, rare_sink_cells, sink_cells
 from sinkscope.capture.arrays import as_arrays
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.tables import Column, print_table
@@ -98,7 +98,8 @@ def draw(
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
         cells = sink_cells(trace, selection.shown_layers, selection.image)
-        style = dataclasses.replace(style, sinks=cells)
+        rare = rare_sink_cells(trace, selection.shown_layers, selection.image)
+        style = dataclasses.replace(style, sinks=cells, rare=rare)
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]

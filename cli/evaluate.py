@@ -93,7 +93,7 @@ def run(
     _say(prepared, wanted)
     handle = common.load(wanted.model)
     engine = make_engine(work.engine, handle, wanted.model, work.workers, MOST_REPLACED)
-    kept = f"Their records are kept in {output}; the same command goes on from there."
+    kept = f"Their records are kept in {output}; the same command continues from there."
     with (
         common.stoppable(Job(on_progress=lambda *at: tell(*at)), kept) as job,
         _progress_bar(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
@@ -224,12 +224,12 @@ def _progress_bar(label: str, total: int | None) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(label, total=total, said="")
+        row = bar.add_task(label, total=total, text="")
 
         def tell(done: int, of: int, text: str) -> None:
-            bar.update(row, completed=done, total=of or None, said=text)
+            bar.update(row, completed=done, total=of or None, text=text)
 
         yield tell

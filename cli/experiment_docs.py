@@ -14,7 +14,7 @@ import typer
 
 from sinkscope.cli import common
 from sinkscope.config import ModelSettings
-from sinkscope.utils import PROJECT, write_atomically
+from sinkscope.utils import PROJECT, write_atomically, write_bytes_atomically
 
 if TYPE_CHECKING:
     from sinkscope.experiments.result import Result
@@ -66,7 +66,7 @@ def docs() -> None:
                 pictures = _draw(PROJECT / "docs" / "images", result, charts)
                 text = replaced(text, name, _section_text(result, settings, pictures))
                 bar.update(1)
-        write_atomically(page, lambda file: file.write(text.encode()))
+        write_bytes_atomically(page, text.encode())
         typer.echo(f"Wrote {page}", err=True)
 
 

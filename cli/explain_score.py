@@ -76,7 +76,7 @@ def explain_score(
     else:
         show(scores, config, complete, Console())
     if stopped is not None:
-        typer.echo(f"{stopped} The same command goes on from there.", err=True)
+        typer.echo(f"{stopped} The same command continues from there.", err=True)
         raise typer.Exit(common.INTERRUPTED)
     if not complete:
         raise typer.Exit(INCOMPLETE)
@@ -93,6 +93,7 @@ def _scored(
     job = Job(on_progress=lambda *at: tell(*at))
     with common.interrupted(job), job, _progress_bar("Scoring", total) as tell:
         try:
+            # A score with methods, checked by the caller.
             return score_methods(handle, score, model, output, **job.hooks), None  # type: ignore[arg-type]
         except Stopped as stopped:
             return None, stopped

@@ -96,6 +96,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             function(**given, **instances)
 
     del call.__wrapped__  # otherwise typer and typing would unwrap it
+    # Typer reads it.
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in parameters}
     return call
@@ -150,4 +151,5 @@ def _settings_class(hint: Any) -> tuple[type[Any] | None, Group, bool]:
     draft = get_origin(hint) is Draft
     if draft:
         (hint,) = get_args(hint)
+    # A dataclass type, which mypy does not narrow.
     return (hint if dataclasses.is_dataclass(hint) else None), group, draft  # type: ignore[return-value]

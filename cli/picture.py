@@ -128,4 +128,5 @@ class Drawing:
         """
         from sinkscope.drawing.overlay import OverlayStyle
 
+        # The options allow only these values.
         return OverlayStyle(self.colormap, self.opacity, self.scale, smoothing=self.smooth)  # type: ignore[arg-type]

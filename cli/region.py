@@ -73,10 +73,10 @@ def region(
         bar.update(test.random_boxes - bar.pos)  # there may be fewer positions
     _print(effect)
     if output is not None:
-        from sinkscope.utils import write_atomically
+        from sinkscope.utils import write_bytes_atomically
 
         text = json.dumps(_file(effect, trace, opened.size), indent=1, ensure_ascii=False)
-        write_atomically(output, lambda file: file.write(text.encode() + b"\n"))
+        write_bytes_atomically(output, text.encode() + b"\n")
         typer.echo(f"Wrote {output}", err=True)
 
 

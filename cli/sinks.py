@@ -80,7 +80,7 @@ def find(
     print_sample_notes(given)
     handle = common.load(model)
     engine = make_engine(spread.engine, handle, model, spread.workers)
-    kept = f"What was measured is kept in {work}; the same command goes on from there."
+    kept = f"What was measured is kept in {work}; the same command continues from there."
     with common.job("Finding sinks", len(given.samples), kept) as job:
         findings = run(handle, given, settings, work=work, engine=engine, **job.hooks)
     if as_json:

@@ -13,7 +13,7 @@ from sinkscope.utils import index_ranges, number_of
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
-    from sinkscope.sinks.finding.findings import Candidate, Findings
+    from sinkscope.sinks.finding.findings import Candidate, Findings, TauPoint
     from sinkscope.sinks.samples import SampleSet
     from sinkscope.sinks.validating.validation import Validation
 
@@ -196,7 +196,7 @@ def _candidate(c: Candidate) -> tuple[str, ...]:
     )
 
 
-def _around(findings: Findings) -> list:  # type: ignore[type-arg]
+def _around(findings: Findings) -> list[TauPoint]:
     """The sweep from half to one and a half times tau: what each value would flag."""
     if findings.tau is None:
         return []

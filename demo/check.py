@@ -244,7 +244,7 @@ class _TargetAttention:
 
     def add(self, seen: Observed) -> None:
         weights = torch.stack(seen.attentions)[..., seen.batch.vision]  # layers, B, H, L, V
-        for i, asked in enumerate(seen.asked):
+        for i, asked in enumerate(seen.question_sets):
             wanted = {n for n, q in enumerate(asked, 1) if q.kind in _LOOKING}
             boxes = [_inside(seen.scenes[i], j, seen.rows, seen.cols) for j in range(9)]
             named = seen.batch.named[i]

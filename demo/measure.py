@@ -46,7 +46,7 @@ class Observed:
 
     Attributes:
         scenes: The scenes, all of one size.
-        asked: The questions of each.
+        question_sets: The questions of each.
         batch: The packed rows.
         rows: Rows of the grid of vision tokens.
         cols: Columns of it.
@@ -56,7 +56,7 @@ class Observed:
     """
 
     scenes: tuple[Scene, ...]
-    asked: tuple[tuple[Question, ...], ...]
+    question_sets: tuple[tuple[Question, ...], ...]
     batch: PackedBatch
     rows: int
     cols: int
@@ -66,8 +66,8 @@ class Observed:
 
     def verdicts(self) -> Iterator[tuple[Question, bool]]:
         """Each question, and whether the model's greedy answer is exactly the expected one."""
-        for i, asked in enumerate(self.asked):
-            for number, question in enumerate(asked, 1):
+        for i, question_sets in enumerate(self.question_sets):
+            for number, question in enumerate(question_sets, 1):
                 rows = (self.batch.block[i] == number) & self.batch.predicting[i]
                 yield question, bool(self.right[i][rows].all())
 
@@ -166,8 +166,8 @@ def observe(
     for group in by_size.values():
         for start in range(0, len(group), _BATCH):
             part = tuple(group[start : start + _BATCH])
-            asked = tuple(tuple(questions(s, kinds, seed)) for s in part)
-            yield _forward(subject, part, asked, None)
+            question_sets = tuple(tuple(questions(s, kinds, seed)) for s in part)
+            yield _forward(subject, part, question_sets, None)
 
 
 def observe_changed(subject: Subject, seen: Observed, row_change: RowChange) -> Observed:
@@ -176,19 +176,19 @@ def observe_changed(subject: Subject, seen: Observed, row_change: RowChange) -> 
     The intervention may be made from ``seen.states``: vision tokens come before every row that VAR
     changes, so their states are the same in both passes.
     """
-    return _forward(subject, seen.scenes, seen.asked, row_change)
+    return _forward(subject, seen.scenes, seen.question_sets, row_change)
 
 
 @torch.no_grad()
 def _forward(
     subject: Subject,
     scenes: tuple[Scene, ...],
-    asked: tuple[tuple[Question, ...], ...],
+    question_sets: tuple[tuple[Question, ...], ...],
     row_change: RowChange | None,
 ) -> Observed:
     height, width = scenes[0].image.shape[:2]
     rows, cols = height // CELL, width // CELL
-    batch = subject.packer.pack(asked, rows, cols)
+    batch = subject.packer.pack(question_sets, rows, cols)
     added = torch.zeros(batch.mask.shape).masked_fill(~batch.mask, torch.finfo(torch.float32).min)
     out = subject.model.model(
         input_ids=batch.ids,
@@ -205,7 +205,7 @@ def _forward(
     best = subject.model.lm_head(out.last_hidden_state).argmax(-1)
     return Observed(
         scenes,
-        asked,
+        question_sets,
         batch,
         rows,
         cols,

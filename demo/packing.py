@@ -96,9 +96,11 @@ class Packer:
         assert len(ids) == 1, f"{word!r} is {len(ids)} tokens"
         return ids[0]
 
-    def pack(self, asked: Sequence[Sequence[Question]], rows: int, cols: int) -> PackedBatch:
+    def pack(
+        self, question_sets: Sequence[Sequence[Question]], rows: int, cols: int
+    ) -> PackedBatch:
         """Packs the questions of each image; all images have ``rows`` x ``cols`` vision tokens."""
-        packed = [self._row(questions, rows, cols) for questions in asked]
+        packed = [self._row(questions, rows, cols) for questions in question_sets]
         length = max(len(row["ids"]) for row in packed)
         fill = {
             "ids": self._pad,
@@ -145,34 +147,36 @@ class Packer:
             "focus": [-1] * shared,
         }
         for number, question in enumerate(questions, 1):
-            asked = self._encode(question.prompt)
+            prompt_tokens = self._encode(question.prompt)
             answer = self._encode(question.answer)
             begin = len(row["ids"])
-            prompt, reply = asked + self._turn, answer + self._end
+            prompt, reply = prompt_tokens + self._turn, answer + self._end
             length = len(prompt) + len(reply)
             row["ids"] += prompt + reply
             # The newline after the end token is never generated.
             row["labels"] += [IGNORE] * len(prompt) + reply[:-1] + [IGNORE]
             row["block"] += [number] * length
             row["at"] += [[resume + i] * 3 for i in range(length)]
-            row["named"] += self._mark(asked, question.prompt_objects)
+            row["named"] += self._mark(prompt_tokens, question.prompt_objects)
             row["named"] += [AMBIGUOUS] * len(self._turn)
             row["named"] += self._mark(answer, question.answer_objects)
             row["named"] += [AMBIGUOUS] * len(self._end)
-            row["focus"] += self._focus(question, asked, begin, len(prompt), len(reply))
+            row["focus"] += self._focus(question, prompt_tokens, begin, len(prompt), len(reply))
             count = question.count
             row["counts"] += [
-                count if count >= 0 and t in self._plurals else IGNORE for t in asked
-            ] + [IGNORE] * (length - len(asked))
+                count if count >= 0 and t in self._plurals else IGNORE for t in prompt_tokens
+            ] + [IGNORE] * (length - len(prompt_tokens))
         return row
 
     def _focus(
-        self, question: Question, asked: list[int], begin: int, prompt: int, reply: int
+        self, question: Question, prompt_tokens: list[int], begin: int, prompt: int, reply: int
     ) -> list[int]:
         if question.kind in ("describe", "list"):  # about everything
             return [-1] * (prompt + reply)
-        nouns = [i for i, t in enumerate(asked) if t in self._shapes or t in self._plurals]
-        word = begin + (nouns[-1] if nouns else len(asked) - 2)  # the last is the question mark
+        nouns = [i for i, t in enumerate(prompt_tokens) if t in self._shapes or t in self._plurals]
+        word = begin + (
+            nouns[-1] if nouns else len(prompt_tokens) - 2
+        )  # the last is the question mark
         # From the row before an answer's first token to the row before its end token.
         return [-1] * (prompt - 1) + [word] * (reply - 1) + [-1] * 2
 

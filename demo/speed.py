@@ -63,10 +63,11 @@ def faster_training(model: Any) -> Iterator[None]:
         text._attn_implementation = ATTENTION_NAME
         for module in model.modules():
             if isinstance(module, library.Qwen2_5_VisionPatchEmbed):
+                # Replaced while the model trains, and put back.
                 module.forward = _patch_embedding(module)  # type: ignore[method-assign]
             elif isinstance(module, library.Qwen2_5_VLVisionAttention):
                 forward = _vision_attention(module, library.apply_rotary_pos_emb_vision)
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward  # type: ignore[method-assign]  # put back
             elif type(module).__name__.endswith("RMSNorm"):
                 module.forward = _rms_norm(module)
             else:

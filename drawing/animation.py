@@ -110,7 +110,7 @@ def animation_steps(
             f"The animation would have {count} frames; allowed: at most {MOST_FRAMES}. Choose "
             "fewer tokens."
         )
-    panels = max(len(sides) + int(view.difference), len(view.each))
+    panels = max(len(sides) + int(view.difference), len(view.separate_layers))
     width = width or min(400 * panels + 160, 1360)
     if not WIDTHS[0] <= width <= WIDTHS[1]:
         raise refuse("width", width, f"{WIDTHS[0]} to {WIDTHS[1]} pixels")

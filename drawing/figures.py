@@ -60,7 +60,7 @@ def figure(
     axes.imshow(pixels, interpolation="none" if max(height, width) < 500 else "antialiased")
     axes.set_axis_off()
     # Both are above the photo, the token in the larger letters.
-    asked = "\n".join(textwrap.wrap(printable(prompt), 80)[:3])
+    asked = "\n".join(_wrapped(prompt, 80, 3))
     if token:
         drawn.suptitle(visible(token), parse_math=False, family=fonts(), fontsize=16)
     if asked:
@@ -146,11 +146,16 @@ def save(picture: Figure | Pixels, path: Path) -> None:
 
 
 def check_ending(path: Path, *, figure: bool = True) -> str:
-    """The format that a path's ending names; ValueError if it is none that `save` writes."""
+    """The format that a path's ending names; ValueError if `save` does not write it."""
     allowed = (".png", ".pdf", ".svg") if figure else (".png",)
     if path.suffix.lower() not in allowed:
         raise refuse("output", str(path), f"a file ending in {', '.join(allowed)}")
     return path.suffix.lower()[1:]
+
+
+def _wrapped(text: str, characters: int, most: int) -> list[str]:
+    """Lines of at most so many characters; if there are more than `most`, the last ends in "…"."""
+    return textwrap.wrap(printable(text), characters, max_lines=most, placeholder=" …")
 
 
 def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
@@ -160,6 +165,6 @@ def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
 
     above = [artist.get_text() for artist in drawn.findobj(Text)]
     lines = [*lines, *missing_note(*above, *lines)]
-    parts = [part for line in lines for part in textwrap.wrap(printable(line), characters)[:4]]
+    parts = [part for line in lines for part in _wrapped(line, characters, 4)]
     drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)
     set_fonts(drawn)

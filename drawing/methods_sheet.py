@@ -32,7 +32,7 @@ from sinkscope.drawing.overlay import (
 )
 from sinkscope.drawing.text import fonts, printable, visible
 from sinkscope.methods.together import MethodResult, agreement
-from sinkscope.utils import plain_values, write_atomically
+from sinkscope.utils import plain_values, write_bytes_atomically
 
 ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -89,9 +89,9 @@ def write_sheet(sheet: Sheet, path: Path, style: OverlayStyle | None = None) -> 
         raise ValueError("No method gave a map: " + "; ".join(sheet.lacking()) + ".")
     if kind == "html":
         text = methods_page(sheet, style)
-        write_atomically(path, lambda file: file.write(text.encode("utf-8", "replace")))
+        write_bytes_atomically(path, text.encode("utf-8", "replace"))
     elif kind == "npz":
-        write_atomically(path, lambda file: file.write(_numbers(sheet)))
+        write_bytes_atomically(path, _numbers(sheet))
     else:
         save(methods_figure(sheet, style), path)
 

@@ -7,7 +7,7 @@ is drawn exactly where `ImageGrid.boxes` says it is. `drawing.scale` says which 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -43,6 +43,7 @@ class OverlayStyle:
         alpha_by_value: weak cells are transparent, so that the photo stays visible.
         smoothing: interpolate between the centres of cells. Off by default: the model sees cells.
         sinks: cells to mark with a boxed x, as row-major indices.
+        rare: those of them whose box is dashed: sinks in fewer than half of the layers drawn.
     """
 
     colormap: Colormap = "inferno"
@@ -52,6 +53,7 @@ class OverlayStyle:
     alpha_by_value: bool = True
     smoothing: bool = False
     sinks: tuple[int, ...] = ()
+    rare: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for setting, allowed in (("colormap", get_args(Colormap)), ("scale", get_args(Scale))):
@@ -109,16 +111,19 @@ def overlay(
         down = _sampling(y_edges, photo.shape[0], style.smoothing, band)
         ink = _sample(cells, down, across, style.smoothing)  # (band, W, 4)
         result[band] = np.rint(photo[band] * (1 - ink[..., 3:]) + ink[..., :3]).astype(np.uint8)
-    return _mark(result, style.sinks, x_edges, y_edges) if style.sinks else result
+    return _mark(result, style.sinks, x_edges, y_edges, style.rare) if style.sinks else result
 
 
-def mark_cells(pixels: Pixels, patch_map: PatchMap, cells: Sequence[int]) -> Pixels:
+def mark_cells(
+    pixels: Pixels, patch_map: PatchMap, cells: Sequence[int], rare: Sequence[int] = ()
+) -> Pixels:
     """Boxed x on cells of an image without a map; a copy, if there is a cell."""
     edges = _edges(patch_map, pixels.shape[1], pixels.shape[0])
-    return _mark(pixels, cells, *edges) if len(cells) else pixels
+    return _mark(pixels, cells, *edges, rare) if len(cells) else pixels
 
 
 RING = "#5ad1ff"
+_PAGE_WIDTH = 420  # of a map on the page, in pixels: marks have the same size relative to it
 
 
 def ring_cells(pixels: Pixels, patch_map: PatchMap, cells: Sequence[int]) -> Pixels:
@@ -201,7 +206,7 @@ def refuse(setting: str, value: object, allowed: str) -> ValueError:
 
 
 def pixels_of(image: Image.Image | Pixels) -> Pixels:
-    """uint8 (height, width, 3); ValueError for anything that is no such image."""
+    """uint8 (height, width, 3); ValueError for anything else."""
     array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ValueError(
@@ -255,22 +260,52 @@ def _sample(cells: Cells, down: _Sampling, across: _Sampling, smooth: bool) -> C
     return sampled.astype(np.float32, copy=False)
 
 
-def _mark(pixels: Pixels, cells: Sequence[int], x_edges: Edges, y_edges: Edges) -> Pixels:
-    """Boxed x on cells; black under white, so that it shows on every colour."""
+def _mark(
+    pixels: Pixels,
+    cells: Sequence[int],
+    x_edges: Edges,
+    y_edges: Edges,
+    rare: Sequence[int] = (),
+) -> Pixels:
+    """Boxed x on cells, white over black, so that it shows on every colour; the box is dashed for
+    `rare` ones.
+
+    The page does the same (`drawSink` in `web/static/inspector/40_figures.js`).
+    """
     columns, count = len(x_edges) - 1, (len(x_edges) - 1) * (len(y_edges) - 1)
     picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
+    draw, dense = ImageDraw.Draw(picture), max(1.0, picture.width / _PAGE_WIDTH)
     for cell in cells:
         if not 0 <= cell < count:
             raise refuse("sinks", cell, f"cells from 0 to {count - 1}")
         row, column = divmod(cell, columns)
         x0, x1 = x_edges[column], x_edges[column + 1]
         y0, y1 = y_edges[row], y_edges[row + 1]
-        inset = min(x1 - x0, y1 - y0) / 8
+        inset, arm = 1.5 * dense, 0.26 * min(x1 - x0, y1 - y0, 26 * dense)
         box = (x0 + inset, y0 + inset, x1 - inset, y1 - inset)
-        thin = max(1, round(min(inset / 2, picture.width / 270)))
-        for colour, stroke in (("black", thin + 2), ("white", thin)):
-            draw.rectangle(box, outline=colour, width=stroke)
-            draw.line((box[0], box[1], box[2], box[3]), fill=colour, width=stroke)
-            draw.line((box[0], box[3], box[2], box[1]), fill=colour, width=stroke)
+        if box[0] >= box[2] or box[1] >= box[3]:  # a cell of few pixels
+            box = (x0, y0, x1, y1)
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        for colour, stroke in (("black", int(3 * dense)), ("white", round(1.3 * dense))):
+            for line in _sides(box, 3 * dense if cell in rare else None):
+                draw.line(line, fill=colour, width=stroke)
+            draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=stroke)
+            draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=stroke)
     return np.asarray(picture)
+
+
+def _sides(
+    box: tuple[float, float, float, float], dash: float | None
+) -> Iterator[tuple[float, float, float, float]]:
+    """The sides of a rectangle as lines, or as dashes of this length."""
+    x0, y0, x1, y1 = box
+    for ax, ay, bx, by in ((x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)):
+        parts = 1 if dash is None else max(1, round((abs(bx - ax) + abs(by - ay)) / dash))
+        for k in range(0, parts, 2):
+            start, end = k / parts, (k + 1) / parts
+            yield (
+                ax + (bx - ax) * start,
+                ay + (by - ay) * start,
+                ax + (bx - ax) * end,
+                ay + (by - ay) * end,
+            )

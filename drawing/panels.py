@@ -23,7 +23,16 @@ from sinkscope.drawing.overlay import (
     under_map,
 )
 from sinkscope.drawing.scale import Scaling, Ticks, difference_of, percent
-from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of, treated_of
+from sinkscope.drawing.view import (
+    Side,
+    View,
+    map_of,
+    maps_of,
+    rare_of,
+    same_grids,
+    sinks_of,
+    treated_of,
+)
 from sinkscope.methods.explain import method_of
 from sinkscope.methods.precomputed import PrecomputedMaps
 
@@ -64,6 +73,7 @@ class _PanelSpec:
     view: View
     photo: Pixels
     sinks: tuple[int, ...]
+    rare: tuple[int, ...] = ()
     treated: tuple[int, ...] = ()
 
 
@@ -93,7 +103,7 @@ class Painter:
                 )
         if view.difference:
             self._check_difference()
-        if view.each and len(self.sides) > 1:
+        if view.separate_layers and len(self.sides) > 1:
             raise ValueError("Layers one by one are drawn of one side only.")
         self._looks = [look for side in self.sides for look in _looks(side, view, width)]
         for look in self._looks:
@@ -184,16 +194,18 @@ class Painter:
         if look.side.rows.sinks:
             numbers += f" · sinks hold {percent(held)} of it"
         if self.view.overlay != "off":
-            style = dataclasses.replace(self.view.style(), sinks=look.sinks)
+            style = dataclasses.replace(self.view.style(), sinks=look.sinks, rare=look.rare)
             pixels = overlay(look.photo, patches, style, scale)
         else:
-            pixels = mark_cells(look.photo, patches, look.sinks)
+            pixels = mark_cells(look.photo, patches, look.sinks, look.rare)
         pixels = ring_cells(pixels, patches, look.treated)
         words = f"{method_of(self.view.method).words(look.side.trace)} · {scale.words}"
         if self.view.whole_answer:
             words += f"; range of the whole {part}"
         if self.view.same_scale and len(self._looks) > 1:
-            words += "; same scale on all" if self.view.each else "; same scale on both sides"
+            words += (
+                "; same scale on all" if self.view.separate_layers else "; same scale on both sides"
+            )
         done, bar = patches.normalisation, bar_colours(scale, colormap)
         return Panel(look.label, numbers, pixels, "", bar, scale.ticks, words, scale, done)
 
@@ -206,18 +218,18 @@ class Painter:
         values = difference_of(left.values, right.values, idle=self._idle)
         signed = dataclasses.replace(left, values=values, signed=True)
         scale = scale_of(signed, self.view.style())
-        pixels, sinks = photo, self._looks[0].sinks
+        pixels, sinks, rare = photo, self._looks[0].sinks, self._looks[0].rare
         if self.view.overlay != "off":
-            style = dataclasses.replace(self.view.style(), sinks=sinks)
+            style = dataclasses.replace(self.view.style(), sinks=sinks, rare=rare)
             pixels = overlay(photo, signed, style, scale)
         else:
-            pixels = mark_cells(photo, signed, sinks)
+            pixels = mark_cells(photo, signed, sinks, rare)
         shares = [
             side.shares(mine, self.view)[0]
             for side, mine in zip(self.sides, token_lists, strict=True)
         ]
         gain = shares[1] - shares[0]
-        sign = "+" if gain >= 0 else "−"
+        sign = "" if gain == 0 else "+" if gain > 0 else "−"
         words = scale.words
         if not scale.empty:
             words = f"{self.sides[1].label} − {self.sides[0].label}, {left.unit} · {scale.words}"
@@ -228,13 +240,18 @@ class Painter:
 def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
     photo = panel_photo(side.trace.images[view.image], width, view)
     specs = []
-    for layer in view.each or (None,):
-        layer_view = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
+    for layer in view.separate_layers or (None,):
+        layer_view = (
+            view
+            if layer is None
+            else dataclasses.replace(view, layers=(layer,), separate_layers=())
+        )
         words = (side.label, "" if layer is None else f"layer {layer}")
         sinks = sinks_of(side.rows, layer_view) if view.sinks else ()
+        rare = rare_of(side.rows, layer_view) if view.sinks else ()
         treated = treated_of(side.trace, layer_view) if view.sinks else ()
         label = ", ".join(word for word in words if word)
-        specs.append(_PanelSpec(label, side, layer_view, photo, sinks, treated))
+        specs.append(_PanelSpec(label, side, layer_view, photo, sinks, rare, treated))
     return specs
 
 

@@ -73,7 +73,7 @@ def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
     words.append(f"layers {index_ranges(acted, '–')}" if acted else "no layer")
     if settings.get("heads"):
         words.append(f"heads {', '.join('.'.join(map(str, head)) for head in settings['heads'])}")
-    words += [str(settings["dialect"])] if settings.get("dialect") else []
+    words += [f"{settings['dialect']} dialect"] if settings.get("dialect") else []
     words.append(f"control {settings.get('control') or 'none'}")
     if same_text is not None:
         words.append("same text" if same_text else "own text")

@@ -87,7 +87,7 @@ def answer_values(trace: GenerationTrace) -> dict[str, Any]:
 
 
 def comparison_values(pair: Comparison) -> dict[str, Any]:
-    """Both answers of a comparison, where they part, and what VAR did.
+    """Both answers of a comparison, where they first differ, and what VAR did.
 
     `log_probability_change` (nats) ends where the answers differ; `report` is VAR's own.
     """

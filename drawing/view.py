@@ -15,6 +15,7 @@ from sinkscope.attention_processor import (
     for_heads,
     image_share,
     map_label,
+    rare_sink_cells,
     sink_cells,
     sink_share,
     slots_of,
@@ -42,7 +43,8 @@ class View:
         part: rows of the answer's tokens, or of the prompt's own.
         layers, heads: indices in the model; None is all that were captured.
         picked: single heads, (layer, head) of each, in the place of `layers` and `heads`.
-        each: these layers one by one, a map for each, instead of `layers`; of one side only.
+        separate_layers: draw a map for each of these layers, instead of one over `layers`; of one
+            side only.
         reduce: how layers and heads become one map.
         image: which image of the prompt, from 0.
         method: which explanation, by name (`methods.explain.METHODS`) or your own method.
@@ -60,7 +62,7 @@ class View:
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     picked: PickedHeads | None = None
-    each: tuple[int, ...] = ()
+    separate_layers: tuple[int, ...] = ()
     reduce: Reduce = "mean"
     image: int = 0
     method: str | Method = "attention"
@@ -84,7 +86,7 @@ class View:
         ):
             if getattr(self, setting) not in allowed:
                 raise refuse(setting, getattr(self, setting), ", ".join(allowed))
-        if self.picked is not None and (self.each or self.layers or self.heads):
+        if self.picked is not None and (self.separate_layers or self.layers or self.heads):
             raise ValueError(
                 "Single heads are chosen; allowed: no layers, heads or layers one by one with them."
             )
@@ -120,6 +122,7 @@ def method_and_scale(method: str, scale: str) -> tuple[str, Scale]:
     old = {"relative": ("relative", "percentile"), "nosink": ("without_sinks", "linear")}
     if isinstance(scale, str) and method in ("", "attention"):
         method, scale = old.get(scale, (method or "attention", scale))
+    # Checked by `View`.
     return method, "percentile" if scale == "clip" else scale  # type: ignore[return-value]
 
 
@@ -217,6 +220,11 @@ def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     return sink_cells(rows, view.shown_layers, view.image)
 
 
+def rare_of(rows: Rows, view: View) -> tuple[int, ...]:
+    """Those of `sinks_of` that are a sink in fewer than half of the view's layers."""
+    return rare_sink_cells(rows, view.shown_layers, view.image)
+
+
 def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
     """Cells of the view's image that a control treated instead of the sinks, in any of its layers;
     none for a run without a control."""
@@ -237,8 +245,8 @@ def selection_words(trace: GenerationTrace, view: View) -> str:
     if view.picked is not None:
         return f"{over} over {view.picked.words}"
     layers = _spelt("layer", trace.layers, view.layers)
-    if view.each:
-        layers = f"layers {', '.join(map(str, view.each))} one by one", True
+    if view.separate_layers:
+        layers = f"layers {', '.join(map(str, view.separate_layers))} one by one", True
     heads = _spelt("head", trace.heads, view.heads)
     if layers[1] and heads[1]:
         return f"{layers[0]}, {heads[0]}"

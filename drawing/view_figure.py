@@ -73,7 +73,7 @@ def view_figure(
     lines, title = (
         [
             *_caption(sides, view, done),
-            *(_parted(sides, chosen) if second_tokens is None else ()),
+            *(_different_tokens(sides, chosen) if second_tokens is None else ()),
         ],
         _title(sides, chosen, view.part, second_tokens),
     )
@@ -214,17 +214,19 @@ def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[
     yield from about_sides(sides, view.image)
 
 
-def _parted(sides: Sequence[Side], tokens: Sequence[int]) -> Iterator[str]:
-    """Says so where two answers' rows belong to different texts."""
+def _different_tokens(sides: Sequence[Side], tokens: Sequence[int]) -> Iterator[str]:
+    """A sentence if the rows of the two answers belong to different texts."""
     if len(sides) < 2 or sides[0].rows is not sides[0].trace:
         return
     first = first_difference(*(side.trace for side in sides))
     if first is not None and tokens[-1] > first:
-        yield f"The answers part at token {first}: these rows belong to different texts."
+        yield f"The answers differ from token {first} on: these rows belong to different texts."
 
 
 def _views(view: View) -> list[View]:
-    return [dataclasses.replace(view, layers=(n,), each=()) for n in view.each] or [view]
+    return [
+        dataclasses.replace(view, layers=(n,), separate_layers=()) for n in view.separate_layers
+    ] or [view]
 
 
 def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Answer:
     ids."""
 
     text: str
-    finish: str
+    finish_reason: str
     log_probabilities: tuple[float, ...]
     sinks: int | None
     rows_changed: float
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a prompt, as its prefix has it, and a method."""
+    """One row of a batch: a prompt with its prefix, and a method."""
 
     prefix: Prefix
     method: Method
@@ -62,7 +62,7 @@ def answer_rows(
     Args:
         handle: a loaded model.
         settings: of all rows.
-        rows: their prefixes are scored by one set of sink dimensions.
+        rows: all of them; their prefixes have the scores of the same sink dimensions.
         probes: additional probes; the session has their results.
 
     Returns:
@@ -91,7 +91,7 @@ def answer_rows(
         distribution_errors_named(settings),
     ):
         ending = decoding.ending(handle, [session[one] for one in tokens])
-        handle.model.generate(  # type: ignore[operator]
+        handle.model.generate(  # type: ignore[operator]  # typed as Tensor or Module
             **start,
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),
@@ -135,7 +135,7 @@ def var_activity(acting: VARIntervention, row: int, tokens: int) -> tuple[float,
 
 
 def log_of(log_probability: float) -> float:
-    """As a record has it: in nats, at most 0, and finite."""
+    """A log-probability as a record has it: in nats, at most 0, and finite."""
     return math.log(max(min(1.0, math.exp(log_probability)), _SMALLEST))
 
 
@@ -170,9 +170,9 @@ def begin_rows(
 def count_sinks(
     handle: ModelHandle, method: Method, prefixes: Mapping[tuple[int, ...], Prefix]
 ) -> int | None:
-    """Vision tokens that are sinks in at least one layer, by the method's dimensions and threshold
-    (the plain model's: by the profile's). All of them are in the prefix, so its scores are
-    enough."""
+    """The number of vision tokens that are sinks in at least one layer, by the dimensions and the
+    threshold of the method (for the plain model, of the profile). All vision tokens are in the
+    prefix, so its scores are enough."""
     dialect: Dialect = "official"
     if method.var is not None:
         dims, tau, dialect = method.var.dims, method.var.tau, method.var.dialect

@@ -20,7 +20,7 @@ Picture = Callable[[], Image.Image]
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a task, as its data has it: no prompt yet.
+    """One question of a task, as in its data, before a protocol makes a prompt of it.
 
     Attributes:
         id: unique in the task, and the same in every run over the same data.
@@ -33,7 +33,7 @@ class Question:
         cluster: questions that share an image or a pair have the same one: they are resampled
             together and stay in one shard. By default the question's own id.
         fields: whatever else prompts, judges or metrics need; plain values.
-        system: its own system prompt, instead of the protocol's; None: none.
+        system: a system prompt that replaces the protocol's; None: there is none.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Faulty:
     Attributes:
         id: as `Question.id`.
         reason: what is wrong, one sentence.
-        category, cluster: as far as they are known.
+        category, cluster: as far as they are known; else empty.
     """
 
     id: str
@@ -88,7 +88,7 @@ class Judgement:
 
 
 class Judge(Interface):
-    """Judges answers; holds no state of a run."""
+    """Judges answers; keeps no state between them."""
 
     @property
     def name(self) -> str: ...

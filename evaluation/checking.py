@@ -164,7 +164,7 @@ def _pass(
         ) as session,
         skipped_layers(handle.stack.layers[: lower.layer]),
     ):
-        handle.model.generate(  # type: ignore[operator]
+        handle.model.generate(  # type: ignore[operator]  # typed as Tensor or Module
             **start, generation_config=decoding.config, logits_to_keep=longest
         )
     (seen,) = session[logits][NO_LAYER]

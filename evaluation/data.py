@@ -68,10 +68,10 @@ class Row:
     Attributes:
         values: by column.
         number: in its table, from 1.
-        where: in words, such as `row 3 of val-00000-of-00001.parquet`.
+        where: its position in words, such as `row 3 of val-00000-of-00001.parquet`.
         pictures: resolves the names of its images.
-        table: which one it is of.
-        damage: why it cannot be read, in a sentence; then it has no values. Else "".
+        table: the one that it belongs to.
+        damage: the reason why it cannot be read, in a sentence; it then has no values. Else "".
     """
 
     values: Mapping[str, Any]
@@ -173,7 +173,7 @@ def open_data(
         images: folder in which image names of a file start.
         revision: of a hub dataset: commit, tag or branch; None: that of `given`, else the newest.
             For files: the required fingerprint.
-        allowed: what may be given if there is no dataset, in words.
+        allowed: in words, what may be given if the task has no dataset.
 
     Raises:
         ValueError: there is no such data, a table of it is missing, or the hub cannot be reached.

@@ -30,8 +30,8 @@ class LowerLayers:
         layer: the first one that is not below.
         hidden: (B, n, D), from the first position after the prefix on, including the batch's
             padding: the last `suffix` positions of the prompt, then the answer except its last
-                token.
-        suffix: see there.
+            token.
+        suffix: how many of these positions belong to the prompt.
     """
 
     layer: int
@@ -67,6 +67,7 @@ class ReplacedStream(Intervention):
     hidden: Tensor
 
     @property
+    # Computed here; the base class declares an attribute.
     def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         return (SiteSelection("block_in", (self.layer,)),)
 

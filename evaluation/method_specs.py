@@ -1,4 +1,4 @@
-"""What is compared: the plain model, VAR by any settings, and its control with random tokens.
+"""The methods that are compared: the plain model, VAR by any settings, and VAR's random control.
 
     default                          the plain model
     var                              VAR by the model's own sink profile
@@ -6,8 +6,8 @@
     var:profile=my.toml              dimensions and threshold of a profile file
     var-random                       as many random vision tokens treated as if they were sinks
 
-A sweep multiplies every method that is VAR by the values of a setting; each gets a name that tells
-them apart, such as `var keep=0.3`.
+A sweep repeats every VAR method for each value of a setting; the names then have the value, such
+as `var keep=0.3`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTINGS = (*_SETTINGS, "profile")
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as it is asked for: settings that are left out come from the model's profile.
+    """A method as requested; settings that are left out come from the model's profile.
 
     Attributes:
         name: unique in a run.
@@ -47,10 +47,10 @@ def parse_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[M
 
     Args:
         methods: `KIND[:SETTING=VALUE,...]`, such as `var:keep=0.3,dims=458,2570`.
-        sweeps: `SETTING=VALUE,VALUE,...`; lists (dims, layers, heads) are parted by `/`.
+        sweeps: `SETTING=VALUE,VALUE,...`; lists (dims, layers, heads) are separated by `/`.
 
     Raises:
-        ValueError: an unknown kind or setting, a value that is none, no method at all, the same
+        ValueError: an unknown kind or setting, an invalid value, no method at all, the same
             one twice, or a sweep if no method is VAR.
     """
     if not methods:
@@ -73,10 +73,10 @@ def parse_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[M
 
 
 def distinct(methods: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
-    """The methods, where each has its own name.
+    """The methods, after a check that each has its own name.
 
     Raises:
-        ValueError: two have the same one, or there is none.
+        ValueError: two have the same name, or there is no method.
     """
     names = [one.name for one in methods]
     if not names:
@@ -106,7 +106,7 @@ def _method(text: str) -> MethodSpec:
 
 
 def _values(text: str, rest: str) -> dict[str, Any]:
-    """`keep=0.3,dims=1,2` -> {keep: 0.3, dims: (1, 2)}: a piece without = goes on with the list."""
+    """`keep=0.3,dims=1,2` -> {keep: 0.3, dims: (1, 2)}: without =, a piece continues the list."""
     pieces: list[str] = []
     for piece in rest.split(","):
         if "=" in piece or not pieces:
@@ -117,7 +117,7 @@ def _values(text: str, rest: str) -> dict[str, Any]:
     for piece in pieces:
         key, sign, value = (part.strip() for part in piece.partition("="))
         if not sign or not value:
-            raise ValueError(f"method is {text!r}; allowed behind the colon: SETTING=VALUE,...")
+            raise ValueError(f"method is {text!r}; allowed after the colon: SETTING=VALUE,...")
         if key in values:
             raise ValueError(f"method is {text!r}; {key} is given twice.")
         values[key] = _value(key, value)

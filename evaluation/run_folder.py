@@ -15,10 +15,10 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     method               name, such as "default", "var", "var-random", "var keep=0.3"
     prompt_hash          SHA-256 of all that the model was given: texts, images' pixels, system
                          prompt, image bounds, token limit. The same for every method of a question;
-                         "" where an image or the row could not be read or taken by the model
+                         "" if an image or the row could not be read, or not be used by the model
     answer               text; null if there is an error
-    extraction           text: what the judge took the answer to be; null where it made nothing of
-                         it
+    extraction           text: the parsed answer (`Judgement.extraction`); null if it could not be
+                         parsed
     score                number from 0 to 1 (`Judgement.score`); null if there is an error
     details              object: `Judgement.details`
     truth, category, cluster, fields
@@ -56,12 +56,12 @@ from typing import Any, BinaryIO
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, Shard, read_config
 from sinkscope.untrusted import INFINITE, open_regular, read_json
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_atomically, write_bytes_atomically
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes on one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # tested before use
 
 CONFIG, RECORDS, SUMMARY, PROVENANCE = (
     "run.toml",
@@ -326,4 +326,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False) + os.linesep
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes_atomically(path, text.encode())

@@ -1,6 +1,6 @@
 """A run: questions from the data, answers from the model, records into a folder as they come.
 
-    prepared = prepare(config.run)  # refuses what can be refused without a model
+    prepared = prepare(config.run)  # refuses what is wrong without loading a model
     summary = evaluate(handle, config, prepared, folder)
 
 Questions are read as a stream and forgotten when they are answered; memory grows only by one
@@ -140,7 +140,7 @@ def settled(
             model=config.model.model if config.model.model == DEMO else _whole(config.model.model),
             profile=_whole(config.model.profile),
             revision=_revision(handle),
-            dtype=handle.info.dtype,  # type: ignore[arg-type]
+            dtype=handle.info.dtype,  # type: ignore[arg-type]  # checked by the class
         ),
         tuple(
             MethodSpec(one.name, None if one.var is None else dataclasses.asdict(one.var))
@@ -153,7 +153,7 @@ def _plan(run: RunSettings, protocol: Protocol, methods: tuple[Method, ...], ret
     settings = GenerationSettings(
         max_new_tokens=protocol.max_new_tokens,
         seed=run.seed,
-        decoding=protocol.decoding,  # type: ignore[arg-type]
+        decoding=protocol.decoding,  # type: ignore[arg-type]  # checked by the class
     )
     bounds = (protocol.min_pixels, protocol.max_pixels)
     return Plan(methods, settings, *bounds, retries, run.batch_tokens)

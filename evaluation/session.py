@@ -90,7 +90,7 @@ class Session:
     began: float = field(default_factory=time.perf_counter)
 
     def answer(self, engine: Engine, plan: Plan, stop: threading.Event | None) -> None:
-        """Until there are no more questions."""
+        """Answer until there are no more questions."""
         items = _Stream(self._units(), self.total or _ENDLESS)
         results = engine.run(functools.partial(work, plan), items)
         try:
@@ -118,41 +118,41 @@ class Session:
         )
 
     def _units(self) -> Iterator[tuple[Work, ...]]:
-        """A few questions of one lot together. The grouping depends only on the list of questions,
-        not on shards or finished questions, so batches, and with them the last bits of every
-        number, are always the same."""
-        lots: dict[int, list[tuple[int, Question, Work]]] = {}
+        """A few questions of one bucket together. The grouping depends only on the list of
+        questions, not on shards or finished questions, so that the batches, and with them the last
+        bits of every number, are always the same."""
+        buckets: dict[int, list[tuple[int, Question, Work]]] = {}
         position = 0
-        for lot, index, question, given in self._waiting():
-            unit = lots.setdefault(lot, [])
+        for bucket, index, question, given in self._waiting():
+            unit = buckets.setdefault(bucket, [])
             unit.append((index, question, given))
             if len(unit) == MOST_TOGETHER:
-                del lots[lot]
+                del buckets[bucket]
                 if self._wanted(unit, position):
                     position += 1
                     yield tuple(work for _, _, work in unit)
-        for unit in lots.values():
+        for unit in buckets.values():
             if self._wanted(unit, position):
                 position += 1
                 yield tuple(work for _, _, work in unit)
 
     def _wanted(self, unit: Sequence[tuple[int, Question, Work]], position: int) -> bool:
-        """Whether some of it remains to be done; then it is marked as in progress."""
+        """Whether some of it remains to be answered; it is then marked as in progress."""
         if all(index in self.out.done for index, _, _ in unit):
             return False
         self.under_way[position] = [(index, question) for index, question, _ in unit]
         return True
 
     def _waiting(self) -> Iterator[tuple[int, int, Question, Work]]:
-        """Lot, index and question of the shard; errors of the data are recorded on the way."""
+        """Bucket, index and question of the shard; faulty rows are recorded."""
         protocol = self.prepared.protocol
         for index, item in enumerate(items_of(self.prepared, self.config.run)):
             # Before the shard is checked: two questions with one id may be in different shards.
             name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
             twice = name in self.seen
             self.seen.add(name)
-            lot = bucket_of(item.cluster)
-            if lot % self.shard.count != self.shard.number - 1:
+            bucket = bucket_of(item.cluster)
+            if bucket % self.shard.count != self.shard.number - 1:
                 continue
             self.questions += 1
             if index in self.out.done:
@@ -168,7 +168,7 @@ class Session:
                     self._fault(index, item, str(error))
                     continue
                 system = protocol.system if item.system is None else item.system
-                yield lot, index, item, Work(item.pictures, prompt, system)
+                yield bucket, index, item, Work(item.pictures, prompt, system)
 
     def _write(self, index: int, question: Question, done: WorkResult) -> None:
         if index in self.out.done:
@@ -215,7 +215,7 @@ class Session:
             cluster=question.cluster,
             fields=plain_values(question.fields, "fields"),
             log_probabilities=None if answer is None else answer.log_probabilities,
-            finish=None if answer is None else answer.finish,
+            finish=None if answer is None else answer.finish_reason,
             sinks=None if answer is None else answer.sinks,
             rows_changed=None if answer is None else answer.rows_changed,
             mass_moved=None if answer is None else answer.mass_moved,
@@ -275,7 +275,7 @@ def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
 
 
 def bucket_of(cluster: str) -> int:
-    """Which of `MOST_SHARDS` lots a cluster is in, whole: by a hash of its name."""
+    """Which of `MOST_SHARDS` buckets a cluster belongs to, by a hash of its name."""
     return int(sha256(cluster.encode("utf-8", "surrogatepass"))[:15], 16) % MOST_SHARDS
 
 

@@ -118,7 +118,7 @@ class WorkSettings:
         """The parsed shard.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not of this form.
         """
         return Shard() if self.shard is None else Shard.read(self.shard)
 
@@ -213,7 +213,7 @@ class Shard:
         """`2/4`.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not of this form.
         """
         if (match := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())) is None:
             raise ValueError(f"shard is {text!r}; allowed: 1/N to N/N, such as 2/4.")

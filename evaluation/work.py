@@ -1,7 +1,7 @@
-"""What a worker does with a few questions: open the images, ask every method, say what went wrong.
+"""A worker's part of a few questions: open the images, answer with every method, report errors.
 
-Nothing here judges: a worker needs the model and the images, the rest stays with whoever writes the
-records. So a worker may be another process, on another machine.
+A worker needs only the model and the images; answers are judged by the process that writes the
+records. So a worker may be another process, also on another machine.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from sinkscope.models.loading import ModelHandle
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same for every question.
+    """The settings that all questions share.
 
     Attributes:
         methods: all of them, in order.
         settings: of each answer.
         min_pixels, max_pixels: the protocol's.
-        retries: how often a question is asked again after an error that may pass.
-        batch_tokens: most tokens of a batch; 0 asks one question at a time.
+        retries: how often a question is asked again after an error that may be temporary.
+        batch_tokens: maximum number of tokens of a batch; 0: one question at a time.
     """
 
     methods: tuple[Method, ...]
@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Work:
-    """One question as a worker needs it."""
+    """What a worker needs of one question."""
 
     pictures: tuple[Picture, ...]
     prompt: str
@@ -53,13 +53,13 @@ class Work:
 
 @dataclass(frozen=True)
 class WorkResult:
-    """What came of it: one answer a method, or an error.
+    """The result: one answer for each method, or an error.
 
     Attributes:
         prompt_hash: hash of the prompt; "" if it could not be built.
         answers: in the order of the methods; empty with an error.
-        error: in words; None where all went well.
-        host: the machine that made it.
+        error: in words; None if there was none.
+        host: the machine that answered.
     """
 
     prompt_hash: str = ""
@@ -69,11 +69,11 @@ class WorkResult:
 
 
 def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[WorkResult, ...]:
-    """Ask a few questions, those that fit in one batch.
+    """Answer the few questions of one batch.
 
-    Never raises for a question's sake: a fault of one is none of the others. After an error that is
-    no question's own (a full device, a file system that is away) each is asked by itself, up to
-    `plan.retries` times.
+    An error of one question is part of its result and does not affect the others. After an error of
+    the whole batch (a full device, a file system that is not available) each question is asked
+    alone, up to `plan.retries` times.
     """
     done: dict[int, WorkResult] = {}
     ready: dict[int, PreparedQuestion] = {}
@@ -86,24 +86,24 @@ def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[WorkRe
     where = host(handle)
     try:
         answers = answer_questions(handle, list(ready.values()), plan.methods, plan.batch_tokens)
-        for (index, asked), answer in zip(ready.items(), answers, strict=True):
-            done[index] = WorkResult(asked.question.fingerprint(), answer, None, where)
+        for (index, prepared), answer in zip(ready.items(), answers, strict=True):
+            done[index] = WorkResult(prepared.question.fingerprint(), answer, None, where)
     except Exception as fault:
         first = _words(fault)
         _free()
-        for index, asked in ready.items():
+        for index, prepared in ready.items():
             tries = max(plan.retries, 1 if len(ready) > 1 else 0)
-            done[index] = _alone(plan, handle, asked, tries, first)
+            done[index] = _alone(plan, handle, prepared, tries, first)
     return tuple(done[index] for index in range(len(given)))
 
 
 def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> PreparedQuestion | WorkResult:
-    """The question as the model takes it, or why there is none."""
+    """The question with the model's inputs, or a result with the error."""
     error = ""
     for _ in range(plan.retries + 1):
         try:
             images = tuple(picture() for picture in given.pictures)
-            asked = ModelQuestion(
+            question = ModelQuestion(
                 images,
                 given.prompt,
                 plan.settings,
@@ -111,7 +111,7 @@ def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> PreparedQuestion 
                 plan.min_pixels,
                 plan.max_pixels,
             )
-            return PreparedQuestion(asked, asked.inputs(handle))
+            return PreparedQuestion(question, question.inputs(handle))
         except ValueError as fault:  # an image, a prompt, a setting: the same the next time
             return WorkResult("", (), str(fault), host(handle))
         except Exception as fault:  # whatever it is, the other questions can still be asked

@@ -224,7 +224,7 @@ def _one_at_a_time(study: Study, arms: _Arms, later: range) -> tuple[Table, Char
             (layer, *numbers((one.value, one.low, one.high, other.value, other.low, other.high)))
             for layer, one, other in zip(later, removed, random, strict=True)
         ),
-        note="removed: share of the excess attention in this layer and all behind it; random: the "
+        note="removed: share of the excess attention in this layer and all later ones; random: the "
         "same by a random span of the same rank, orthogonal to Q.",
     )
     chart = Chart(

@@ -55,4 +55,4 @@ def prompt_and_text(
     pieces = TextPieces(tokenizer)
     for token in ids:
         pieces.add(token)
-    return PromptAndAnswer(inputs, tuple(ids), tuple(pieces.finish()), var)
+    return PromptAndAnswer(inputs, tuple(ids), tuple(pieces.texts()), var)

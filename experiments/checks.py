@@ -10,14 +10,14 @@ def check_layer(handle: ModelHandle, layer: int, after: bool = False) -> None:
     """Refuse a layer that the model does not have.
 
     Args:
-        handle: of the model.
-        layer: index.
-        after: there must be a layer after it.
+        handle: the model.
+        layer: its index.
+        after: whether a layer must come after it.
     """
     layers = handle.info.layers
     last = layers - (2 if after else 1)
     if not 0 <= layer <= last:
-        why = ", the last but one: there must be a layer behind it to see an effect in"
+        why = ", the last but one: there must be a layer after it to see an effect in"
         allowed = f"0 to {last}" if last > 0 else "0" if last == 0 else "none"
         raise ValueError(
             f"layer is {layer}; {handle.info.id} has layers 0 to {layers - 1}; "
@@ -26,7 +26,7 @@ def check_layer(handle: ModelHandle, layer: int, after: bool = False) -> None:
 
 
 def check_reference(asked: StudySettings) -> None:
-    """Refuse a study without a second group of tokens, where an experiment needs one.
+    """Refuse a study without a second group of tokens if the experiment needs one.
 
     Raises:
         ValueError: naming the first.
@@ -42,10 +42,10 @@ def check_top(handle: ModelHandle, layer: int, top: int | None, directions: bool
     """Refuse a number of neurons that the layer does not have.
 
     Args:
-        handle: of the model.
-        layer: that exists.
-        top: how many; None: as many as it takes.
-        directions: their span is removed, which needs room for an orthogonal random one.
+        handle: the model.
+        layer: an existing one.
+        top: the number; None: as many as needed.
+        directions: whether their span is removed, which needs room for an orthogonal random one.
     """
     if top is None:
         return

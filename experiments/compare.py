@@ -91,8 +91,7 @@ def _table(one: Table, other: Table, names: tuple[str, str]) -> Table:
         cells: list[Cell] = []
         for column in columns:
             a, b = first.get(key, {}).get(column), second.get(key, {}).get(column)
-            numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b))
-            cells += [a, b, b - a if numeric else None]  # type: ignore[operator]
+            cells += [a, b, _difference(a, b)]
         rows.append((*key, *cells))
     heads = [name for column in columns for name in (f"{column} A", f"{column} B", f"{column} B-A")]
     return Table(
@@ -139,3 +138,12 @@ def _chart(one: Chart, other: Chart, names: tuple[str, str]) -> Chart:
         series=(*renamed(one, names[0]), *renamed(other, names[1])),
         note=f"{one.note} {names[0]} and {names[1]}.".strip(),
     )
+
+
+def _difference(first: Cell, second: Cell) -> Cell:
+    """second - first of two numbers; None if one is not a number."""
+    if isinstance(first, bool) or isinstance(second, bool):
+        return None
+    if isinstance(first, int | float) and isinstance(second, int | float):
+        return second - first
+    return None

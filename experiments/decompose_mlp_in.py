@@ -31,6 +31,7 @@ from sinkscope.experiments.streaming import Rows
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
 from sinkscope.interventions.project import ProjectOut
+from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import SiteSelection
 
@@ -43,7 +44,7 @@ class Direction:
     """What switches one neuron on.
 
     Attributes:
-        neuron: which.
+        neuron: its index.
         vector: float64 (D,): v1, of length 1.
         eigenvalues: float64: S^2 / n, falling, those above zero.
     """
@@ -162,12 +163,12 @@ class _Arms:
     def __post_init__(self) -> None:
         self.effects = Effects(self.study)
 
-    def measure(self, case: Case, inputs: object) -> None:
+    def measure(self, case: Case, inputs: PromptInputs) -> None:
         """One sample."""
         study, sinks = self.study, case.groups[self.study.sink]
         positions = tuple(sorted({*case.positions, *case.others}))
         probe = AtTokens(("mlp_in",), positions, (self.layer,))
-        plain = study.forward_pass(case, inputs, [probe])  # type: ignore[arg-type]
+        plain = study.forward_pass(case, inputs, [probe])
         values = plain.session[probe].layer("mlp_in", self.layer)
         vectors = torch.stack([one.vector for one in self.directions], 1)  # (D, k)
         projected = dict(zip(positions, (values - self.center) @ vectors, strict=True))

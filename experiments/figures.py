@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sinkscope.sinks.figures.style import (
     ORDINARY,
     PURPLE,
     SINK,
-    finish,
+    add_title,
     legend,
     plain,
 )
@@ -75,7 +76,7 @@ def draw(chart: Chart, about: str = "") -> Figure:
     )
     axes.set_xlabel(chart.x_label, parse_math=False)
     axes.set_ylabel(chart.y_label, parse_math=False)
-    finish(figure, chart.title, *(line for line in (chart.note, about) if line))
+    add_title(figure, chart.title, *(line for line in (chart.note, about) if line))
     return figure
 
 
@@ -100,7 +101,7 @@ def save_figures(folder: Path, result: Result) -> list[Path]:
                 else {"Description": result.provenance()}
             )
             path = folder / f"{chart.name}.{kind}"
-            write_atomically(path, lambda file, f=figure, o=options: print_figure(f, file, **o))  # type: ignore[misc]
+            write_atomically(path, partial(print_figure, figure, **options))
             written.append(path)
     return written
 

@@ -50,7 +50,7 @@ LOGIT_BYTES = 1 << 28  # maximum float32 logits of a pass
 
 def region_test(
     handle: ModelHandle,
-    asked: PromptAndAnswer,
+    answered_prompt: PromptAndAnswer,
     box: Box,
     settings: RegionSettings | None = None,
     *,
@@ -62,10 +62,10 @@ def region_test(
 
     Args:
         handle: a loaded model; its lock is taken for each forward pass.
-        asked: prompt and answer (`prompt_and_answer`, `prompt_and_text`).
+        answered_prompt: prompt and answer (`prompt_and_answer`, `prompt_and_text`).
         box: the cells.
         settings: see `RegionSettings`.
-        prefix: of `asked` (`prefix_of`), if it exists already; `grey` needs none.
+        prefix: of `answered_prompt` (`prefix_of`), if it exists already; `grey` needs none.
         on_progress: called with boxes done, boxes in all, words.
         stop: set it to end the test after the current pass.
 
@@ -75,14 +75,14 @@ def region_test(
         RunOutOfMemoryError: the device is full.
     """
     *_, effect = region_steps(
-        handle, asked, box, settings, prefix=prefix, on_progress=on_progress, stop=stop
+        handle, answered_prompt, box, settings, prefix=prefix, on_progress=on_progress, stop=stop
     )
     return effect
 
 
 def region_steps(
     handle: ModelHandle,
-    asked: PromptAndAnswer,
+    answered_prompt: PromptAndAnswer,
     box: Box,
     settings: RegionSettings | None = None,
     *,
@@ -93,57 +93,63 @@ def region_steps(
     """The same, with the result after each forward pass: the box's own changes come with the first
     one, and the number of other boxes grows. Arguments and errors as `region_test`."""
     settings = settings or RegionSettings()
-    layout = asked.inputs.layout
+    layout = answered_prompt.inputs.layout
     others = other_boxes(layout, box, settings.random_boxes, settings.seed)
     todo: list[Box | None] = [None, box, *others.boxes]  # None: the unchanged model
-    rows = _rows(handle, asked, settings, len(todo))
+    rows = _rows(handle, answered_prompt, settings, len(todo))
     total, parts = len(others.boxes), []
-    levers = GenerationSettings(max_new_tokens=len(asked.answer))
+    levers = GenerationSettings(max_new_tokens=len(answered_prompt.answer))
     report: Progress = on_progress or (lambda done, total, text: None)
     report(0, total, "Reading the image")
     for low in range(0, len(todo), rows):
         if stop is not None and stop.is_set():
             raise Stopped(max(0, low - 2), total, "boxes")
-        some = todo[low : low + rows]
+        batch = todo[low : low + rows]
         if settings.how == "cut" and prefix is None:
-            prefix = prefix_of(handle, asked)
-        with handle.lock, memory_errors_named(asked.inputs, levers):
+            prefix = prefix_of(handle, answered_prompt)
+        with handle.lock, memory_errors_named(answered_prompt.inputs, levers):
             if settings.how == "cut":
                 assert prefix is not None
-                logs = cut(handle, asked, some, rows, prefix)
+                log_probabilities = cut(handle, answered_prompt, batch, rows, prefix)
             else:
-                logs = without_pixels(handle, asked, some)
-        parts.append(logs.numpy())
+                log_probabilities = without_pixels(handle, answered_prompt, batch)
+        parts.append(log_probabilities.numpy())
         done = np.concatenate(parts)
-        yield _effect(asked, box, settings, others, done)
+        yield _effect(answered_prompt, box, settings, others, done)
         report(len(done) - 2, total, "Comparing with other boxes")  # the caller has the result
 
 
-def prefix_of(handle: ModelHandle, asked: PromptAndAnswer) -> Prefix:
+def prefix_of(handle: ModelHandle, answered_prompt: PromptAndAnswer) -> Prefix:
     """Keys and values up to the last image, which all boxes (and all answers) can share."""
-    dims = () if asked.var is None else asked.var.dims
+    dims = () if answered_prompt.var is None else answered_prompt.var.dims
     with handle.lock:
-        return forward_prefix(handle, asked.inputs, dims)
+        return forward_prefix(handle, answered_prompt.inputs, dims)
 
 
-def _rows(handle: ModelHandle, asked: PromptAndAnswer, settings: RegionSettings, sets: int) -> int:
+def _rows(
+    handle: ModelHandle, answered_prompt: PromptAndAnswer, settings: RegionSettings, sets: int
+) -> int:
     """How many boxes pass at once: by the budget of positions, at least two (the first pass holds
     the unchanged model and the box), and evenly, because all passes have the same shape."""
-    length = asked.inputs.layout.length + len(asked.answer) - 1
+    length = answered_prompt.inputs.layout.length + len(answered_prompt.answer) - 1
     budget = settings.batch_tokens or BATCH_TOKENS.get(handle.device.type, BATCH_TOKENS["cuda"])
     vocabulary: int = handle.model.config.get_text_config().vocab_size
-    most = min(budget // length, LOGIT_BYTES // (4 * vocabulary * len(asked.answer)))
+    most = min(budget // length, LOGIT_BYTES // (4 * vocabulary * len(answered_prompt.answer)))
     return math.ceil(sets / math.ceil(sets / max(2, most)))
 
 
 def _effect(
-    asked: PromptAndAnswer, box: Box, settings: RegionSettings, others: OtherBoxes, logs: np.ndarray
+    answered_prompt: PromptAndAnswer,
+    box: Box,
+    settings: RegionSettings,
+    others: OtherBoxes,
+    log_probabilities: np.ndarray,
 ) -> RegionEffect:
-    plain, region, random = logs[0], logs[1], logs[2:]
+    plain, region, random = log_probabilities[0], log_probabilities[1], log_probabilities[2:]
     return RegionEffect(
         box=box,
         how=settings.how,
-        texts=asked.texts,
+        texts=answered_prompt.texts,
         plain=plain,
         changes=region - plain,
         others=others.boxes[: len(random)],
@@ -152,5 +158,5 @@ def _effect(
         places=others.places,
         overlapping=others.overlapping,
         seed=settings.seed,
-        var="" if asked.var is None else describe(asked.var),
+        var="" if answered_prompt.var is None else describe(answered_prompt.var),
     )

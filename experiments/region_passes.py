@@ -23,23 +23,25 @@ from sinkscope.var_patch import VAR
 
 def cut(
     handle: ModelHandle,
-    asked: PromptAndAnswer,
+    answered_prompt: PromptAndAnswer,
     boxes: Sequence[Region | None],
     rows: int,
     prefix: Prefix,
 ) -> Tensor:
     """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing, because in
     half precision the last digits depend on the batch's shape."""
-    layout, count = asked.inputs.layout, len(asked.answer)
+    layout, count = answered_prompt.inputs.layout, len(answered_prompt.answer)
     keys = [() if box is None else box.positions(layout) for box in boxes]
     keys += [()] * (rows - len(keys))
-    ids = torch.tensor([[*asked.inputs.token_ids, *asked.answer[:-1]]])[:, prefix.length :]
+    ids = torch.tensor([[*answered_prompt.inputs.token_ids, *answered_prompt.answer[:-1]]])[
+        :, prefix.length :
+    ]
     interventions: list[Intervention] = [CutEdges(tuple(keys))]
-    if asked.var is not None:
-        interventions.append(VAR((asked.var,) * rows))
+    if answered_prompt.var is not None:
+        interventions.append(VAR((answered_prompt.var,) * rows))
     with attached(
         handle,
-        asked.inputs,
+        answered_prompt.inputs,
         interventions=interventions,
         batch=rows,
         new_tokens=count - 1,
@@ -51,15 +53,18 @@ def cut(
             use_cache=True,
             logits_to_keep=count,
         ).logits[: len(boxes)]
-    return answer_log_probabilities(logits, asked.answer)
+    return answer_log_probabilities(logits, answered_prompt.answer)
 
 
 def without_pixels(
-    handle: ModelHandle, asked: PromptAndAnswer, boxes: Sequence[Box | None]
+    handle: ModelHandle, answered_prompt: PromptAndAnswer, boxes: Sequence[Box | None]
 ) -> Tensor:
     """float32 (boxes, T) on the CPU: the whole prompt read again, one picture per box."""
-    read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
-    answer_ids = torch.tensor([asked.answer[:-1]])
+    read = [
+        answered_prompt.inputs if box is None else _without(handle, answered_prompt.inputs, box)
+        for box in boxes
+    ]
+    answer_ids = torch.tensor([answered_prompt.answer[:-1]])
     tensors = []
     for inputs in read:
         masked_tensors = dict(inputs.tensors)
@@ -71,13 +76,15 @@ def without_pixels(
                 masked_tensors[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
         tensors.append(masked_tensors)
     together = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
-    count = len(asked.answer)
-    interventions = [] if asked.var is None else [VAR((asked.var,) * len(boxes))]
+    count = len(answered_prompt.answer)
+    interventions = (
+        [] if answered_prompt.var is None else [VAR((answered_prompt.var,) * len(boxes))]
+    )
     with attached(handle, read, interventions=interventions, new_tokens=count - 1):
         logits = handle.model(
             **on_device(together, handle.device), use_cache=False, logits_to_keep=count
         ).logits
-    return answer_log_probabilities(logits, asked.answer)
+    return answer_log_probabilities(logits, answered_prompt.answer)
 
 
 def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInputs:

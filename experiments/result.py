@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from sinkscope.untrusted import read_json
-from sinkscope.utils import number_of, plain_values, write_atomically
+from sinkscope.untrusted import dataclass_from, read_json
+from sinkscope.utils import number_of, plain_values, write_bytes_atomically
 
 FORMAT = "sinkscope-experiment-1"
 Cell = str | float | int | bool | None
@@ -38,11 +38,11 @@ class Table:
 
     Attributes:
         name: of its CSV file.
-        title: above it.
-        columns: headings.
-        rows: cells.
+        title: the line above it.
+        columns: the headings.
+        rows: the cells of each row.
         keys: how many columns name the row.
-        note: below it.
+        note: the text below it.
     """
 
     name: str
@@ -51,6 +51,9 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     keys: int = 1
     note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Series:
     """
 
     name: str
-    y: tuple[float | None, ...]
-    low: tuple[float | None, ...] | None = None
-    high: tuple[float | None, ...] | None = None
+    y: tuple[int | float | None, ...]
+    low: tuple[int | float | None, ...] | None = None
+    high: tuple[int | float | None, ...] | None = None
     role: str = ""
 
 
@@ -83,18 +86,21 @@ class Chart:
         x: numbers or categories.
         series: what is drawn.
         log: the y axis is logarithmic.
-        note: small print.
+        note: a note below it.
     """
 
     name: str
     title: str
     kind: Kind
-    x: tuple[float | str, ...]
+    x: tuple[int | float | str, ...]
     series: tuple[Series, ...]
     x_label: str = "layer"
     y_label: str = ""
     log: bool = False
     note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,11 @@ class Verdict:
     """The two conditions of a good explanation.
 
     Attributes:
-        causal: (A) taking the factor away takes the sinks away, and controls do not; None: not
-            tested here.
-        specific: (B) only the sinks stand out on it; None: not tested here.
-        text: both in words, with the numbers.
-        thresholds: by which it was decided, in words.
+        causal: (A) without the factor the sinks disappear, and not with the controls; None: not
+            tested.
+        specific: (B) only the sinks stand out by the factor; None: not tested.
+        text: both conditions in words, with the numbers.
+        thresholds: those that decided, in words.
     """
 
     causal: bool | None
@@ -117,7 +123,7 @@ class Verdict:
     @property
     def word(self) -> str:
         """positive: both hold; negative: a tested one does not; open: the tested one holds, and the
-        other was not tested here."""
+        other was not tested."""
         if self.causal and self.specific:
             return "positive"
         return "negative" if False in (self.causal, self.specific) else "open"
@@ -128,11 +134,11 @@ class Findings:
     """What one experiment found, without the model and settings.
 
     Attributes:
-        summary: what was found, in sentences.
-        tables, charts: of it.
-        verdict: where the experiment has one.
+        summary: the findings, in sentences.
+        tables, charts: the numbers.
+        verdict: None if the experiment has none.
         values: single figures by name, for programs.
-        notes: what a reader should know.
+        notes: remarks for the reader.
     """
 
     summary: tuple[str, ...]
@@ -148,15 +154,15 @@ class Result:
     """A run of an experiment.
 
     Attributes:
-        experiment, question: which.
-        settings: of the experiment and of the study, plain.
-        model: `ModelInfo`, plain.
-        samples: ids of those that were used.
-        source: where they come from, in words.
+        experiment, question: its name and what it asks.
+        settings: of the experiment and of the study, as plain values.
+        model: `ModelInfo`, as plain values.
+        samples: ids of the samples used.
+        source: where the samples come from, in words.
         groups: groups of tokens, sink and reference first, with the number of tokens in all.
-        findings: what was found.
+        findings: the results themselves.
         versions: of SinkScope, torch and transformers.
-        seconds: it took.
+        seconds: its duration.
     """
 
     experiment: str
@@ -171,7 +177,7 @@ class Result:
     seconds: float = 0.0
 
     def provenance(self) -> str:
-        """One line that says what this is of."""
+        """One line with experiment, settings, model and samples."""
         revision = str(self.model.get("revision", ""))[:12]
         experiment_settings = self.settings.get("experiment", {})
         listed = ", ".join(
@@ -184,7 +190,7 @@ class Result:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON returns them."""
+        """Plain values, as JSON gives them back."""
         values = asdict(self)
         verdict = self.findings.verdict
         if verdict is not None:
@@ -195,7 +201,7 @@ class Result:
     def save(self, path: Path) -> None:
         """Write a JSON file atomically."""
         data = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False).encode()
-        write_atomically(path, lambda file: file.write(data))
+        write_bytes_atomically(path, data)
 
     @staticmethod
     def open(path: Path) -> Result:
@@ -208,60 +214,20 @@ class Result:
         values = read_json(file, "The result")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"{file.name} is not a result of an experiment ({FORMAT}).")
+        del values["format"]
+        findings = values.get("findings")
+        if isinstance(findings, dict) and isinstance(findings.get("verdict"), dict):
+            findings["verdict"].pop("word", None)  # it follows from the conditions
         try:
-            return _result(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"The result {file.name} is damaged: {error!r}.") from error
+            return dataclass_from(Result, values)
+        except ValueError as error:
+            raise ValueError(f"The result {file.name} is damaged: {error}.") from error
 
 
-def _result(values: dict[str, Any]) -> Result:
-    given = dict(values)
-    del given["format"]
-    findings_values = dict(given["findings"])
-    verdict = findings_values["verdict"]
-    if verdict is not None:
-        verdict = Verdict(
-            verdict["causal"],
-            verdict["specific"],
-            tuple(verdict["text"]),
-            tuple(verdict["thresholds"]),
-        )
-    findings = Findings(
-        summary=tuple(findings_values["summary"]),
-        tables=tuple(_table(table) for table in findings_values["tables"]),
-        charts=tuple(_chart(chart) for chart in findings_values["charts"]),
-        verdict=verdict,
-        values=findings_values["values"],
-        notes=tuple(findings_values["notes"]),
-    )
-    return Result(**{**given, "samples": tuple(given["samples"]), "findings": findings})
-
-
-def _checked(name: object) -> None:
+def _check_name(name: str) -> None:
     """A table's or chart's name is its file's name, so it must not lead to another folder."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
-        raise ValueError(f"name is {name!r}")
-
-
-def _table(values: dict[str, Any]) -> Table:
-    _checked(values["name"])
-    rows = tuple(tuple(row) for row in values["rows"])
-    return Table(**{**values, "columns": tuple(values["columns"]), "rows": rows})
-
-
-def _chart(values: dict[str, Any]) -> Chart:
-    _checked(values["name"])
-    if values["kind"] not in get_args(Kind):
-        raise ValueError(f"kind is {values['kind']!r}")
-    series = tuple(_series(one) for one in values["series"])
-    return Chart(**{**values, "x": tuple(values["x"]), "series": series})
-
-
-def _series(values: dict[str, Any]) -> Series:
-    attributes: dict[str, Any] = {
-        n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
-    }
-    return Series(**attributes)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        raise ValueError(f"name is {name!r}; allowed: 1 to 80 letters, digits, _ and -")
 
 
 def setting_text(value: Any) -> str:

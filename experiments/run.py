@@ -55,19 +55,21 @@ def run_experiment(
         raise ValueError(
             f"settings is a {type(settings).__name__}; {name} takes {experiment.settings.__name__}."
         )
-    asked = study_settings or StudySettings()
-    if asked.tokens is None:  # some experiments compare other tokens
-        asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
+    study_settings = study_settings or StudySettings()
+    if study_settings.tokens is None:  # some experiments compare other tokens
+        tokens = getattr(settings, "default_tokens", None)
+        study_settings = dataclasses.replace(study_settings, tokens=tokens)
     _check_layers(handle, settings)
     if experiment.check is not None:
-        experiment.check(handle, settings, asked)
+        experiment.check(handle, settings, study_settings)
     given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
     began = time.perf_counter()
-    with memory_errors_named(handle, settings, asked, experiment.answers, len(given.samples)):
+    count = len(given.samples)
+    with memory_errors_named(handle, settings, study_settings, experiment.answers, count):
         study = prepare_study(
             handle,
             given.samples,
-            asked,
+            study_settings,
             source=given.source,
             answers=experiment.answers,
             ordinary=experiment.ordinary if getattr(settings, "draws_tokens", True) else "",
@@ -81,7 +83,7 @@ def run_experiment(
         question=experiment.question,
         settings={
             "experiment": dataclasses.asdict(settings),
-            "study": dataclasses.asdict(asked),
+            "study": dataclasses.asdict(study_settings),
         },
         model=dataclasses.asdict(handle.info),
         samples=tuple(case.sample.id for case in study.cases),

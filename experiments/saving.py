@@ -7,14 +7,14 @@ import io
 from pathlib import Path
 
 from sinkscope.experiments.result import Result, Table
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 
 def save_result(folder: Path, result: Result, figures: bool = True) -> list[Path]:
     """Write everything; the folder is made if it is missing.
 
     Args:
-        folder: where.
+        folder: the folder that they are written to.
         result: what.
         figures: draw the charts as well.
 
@@ -27,7 +27,7 @@ def save_result(folder: Path, result: Result, figures: bool = True) -> list[Path
     for table in result.findings.tables:
         path = folder / f"{table.name}.csv"
         text = csv_text(table, result.provenance())
-        write_atomically(path, lambda file, t=text: file.write(t.encode()))  # type: ignore[misc]
+        write_bytes_atomically(path, text.encode())
         written.append(path)
     if figures:
         from sinkscope.experiments.figures import (

@@ -17,6 +17,7 @@ from sinkscope.experiments.result import Chart, Findings, Series, Table, number,
 from sinkscope.experiments.settings import ScanSettings, StudySettings
 from sinkscope.experiments.streaming import Mean, Vectors, concentration
 from sinkscope.experiments.study import Case, Study
+from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
@@ -51,7 +52,7 @@ class Scan:
         self.peaks = {name: Mean() for name in groups}
         self.first_sample: Tensor | None = None  # (L, H, N): attention that each position gets
 
-    def measure(self, case: Case, inputs: object) -> None:
+    def measure(self, case: Case, inputs: PromptInputs) -> None:
         """One pass of a sample."""
         study, prints = self._study, self._asked.print
         values = AtTokens(self.sites, case.positions)
@@ -63,7 +64,7 @@ class Scan:
         everywhere = KeyAttention(tuple(range(case.length)), case.first)
         if looks and case.index == 0:
             probes.append(everywhere)
-        plain = study.forward_pass(case, inputs, probes)  # type: ignore[arg-type]
+        plain = study.forward_pass(case, inputs, probes)
         session = plain.session
         for site in self.sites:
             stacked = session[values].stacked(site)  # (tokens, L, ...)

@@ -26,6 +26,7 @@ from sinkscope.experiments.result import Chart, Findings, Series, Table, number,
 from sinkscope.experiments.settings import SinkTokensSettings, StudySettings
 from sinkscope.experiments.study import Case, Study
 from sinkscope.experiments.verdict import Specific, specific, verdict
+from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sites import SiteSelection
@@ -130,12 +131,12 @@ class _Scores:
         self.sinks = [[] for _ in range(self.layers)]
         self.ordinary = [[] for _ in range(self.layers)]
 
-    def add(self, study: Study, case: Case, inputs: object, chosen: list[list[int]]) -> None:
+    def add(self, study: Study, case: Case, inputs: PromptInputs, chosen: list[list[int]]) -> None:
         sinks = set(case.groups[study.sink])
         positions = tuple(sorted({*sinks, *case.others}))
         mask = torch.tensor([position in sinks for position in positions])
         lens = Lens(study.handle.stack, positions, tuple(map(tuple, chosen)))
-        seen = study.forward_pass(case, inputs, [lens]).session[lens]  # type: ignore[arg-type]
+        seen = study.forward_pass(case, inputs, [lens]).session[lens]
         for layer, (_, scores) in seen.items():
             self.sinks[layer].append(scores[mask])
             self.ordinary[layer].append(scores[~mask])

@@ -1,4 +1,4 @@
-"""What an intervention is: a change to a running model, as one small class.
+"""Interventions: a change to a running model as one small class.
 
 An intervention is a frozen dataclass that derives from `Intervention` and overrides what it needs:
 
@@ -65,13 +65,13 @@ class ActiveIntervention:
         """Changed attention rows.
 
         Args:
-            layer: where.
+            layer: the layer of the rows.
             rows: float32 (B, H, R, K): attention of the queries first_position .. first_position +
                 R - 1 to the keys 0 .. K - 1; not to be written to.
             first_position: of the first row.
 
         Returns:
-            The same shape and dtype; `rows` itself where nothing changes.
+            The same shape and dtype; `rows` itself if nothing changes.
         """
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class ActiveIntervention:
         """The fused output (B, H, N, D) of a prefill, corrected for what `rows` would do.
 
         Args:
-            layer: where.
+            layer: the layer of the output.
             query: (B, H, N, D), the last N of K positions.
             key, value: (B, Hkv, K, D).
             output: (B, H, N, D); may be written to.

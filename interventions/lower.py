@@ -67,25 +67,25 @@ class LowerAttention(Intervention):
 
 
 class _Lowering(ActiveIntervention):
-    def __init__(self, asked: LowerAttention, run: RunInfo) -> None:
-        self._asked = asked
-        self.layers = asked.layers
-        self.row_positions = asked.row_positions
+    def __init__(self, intervention: LowerAttention, run: RunInfo) -> None:
+        self._asked = intervention
+        self.layers = intervention.layers
+        self.row_positions = intervention.row_positions
         chosen = torch.zeros(run.length, dtype=torch.bool)
-        chosen[list(asked.keys)] = True
+        chosen[list(intervention.keys)] = True
         self._chosen = chosen.to(run.device)
 
     def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
-        asked, keys = self._asked, rows.shape[-1]
+        intervention, keys = self._asked, rows.shape[-1]
         chosen = self._chosen[:keys].to(rows.device)
         if keys > len(chosen):  # what follows the prompt is never chosen
             chosen = torch.nn.functional.pad(chosen, (0, keys - len(chosen)))
-        new = torch.where(chosen, rows * asked.factor, rows)
-        if asked.renormalise:
+        new = torch.where(chosen, rows * intervention.factor, rows)
+        if intervention.renormalise:
             tiny = torch.finfo(rows.dtype).tiny
             sums = new.sum(-1, keepdim=True)
             scaled = new * (rows.sum(-1, keepdim=True) / sums.clamp(min=tiny))
             # A row with no mass outside the chosen keys stays unchanged: there is nothing to scale
             # up.
             new = torch.where(sums > tiny, scaled, rows)
-        return torch.where(chosen, rows, new) if asked.keep_value else new
+        return torch.where(chosen, rows, new) if intervention.keep_value else new

@@ -42,6 +42,7 @@ class Scale(Intervention):
             raise ValueError("Neither limit nor factor is given; nothing would change.")
 
     @property
+    # Computed here; the base class declares an attribute.
     def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         """Where it acts."""
         return (self.at,)

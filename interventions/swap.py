@@ -20,7 +20,7 @@ class SwapTokens(Intervention):
     """Exchanges the vectors of pairs of tokens. All of them must be in one pass.
 
     Attributes:
-        site: where.
+        site: the site that it acts at.
         layers: in which layers.
         pairs: positions of two tokens each; no position twice.
         dims: the dimensions that are exchanged; None: all.
@@ -42,6 +42,7 @@ class SwapTokens(Intervention):
             )
 
     @property
+    # Computed here; the base class declares an attribute.
     def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
         """Where it acts."""
         flat = sorted(position for pair in self.pairs for position in pair)

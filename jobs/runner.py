@@ -66,12 +66,12 @@ class _Worker:
     job may read this report only after the thread has ended."""
 
     thread: threading.Thread
-    told: threading.Event
+    reported: threading.Event
 
     @property
     def lost(self) -> bool:
         over = self.thread.ident is not None and not self.thread.is_alive()
-        return over and not self.told.is_set()
+        return over and not self.reported.is_set()
 
 
 class Runner:

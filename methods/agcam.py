@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sinkscope.capture.trace import GenerationTrace
 from sinkscope.methods.gradient_attention import RowGradientMethod
 from sinkscope.methods.row_gradients import RowGradient
 
@@ -24,9 +23,7 @@ class AGCAM(RowGradientMethod):
     name = "agcam"
     source = "arXiv 2402.04563 (Attention Guided CAM, AAAI 2024)"
     unit = "nats per attention mass"
-
-    def words(self, run: GenerationTrace) -> str:
-        return "positive gradient of log p times the sigmoid of the attention score per patch"
+    description = "positive gradient of log p times the sigmoid of the attention score per patch"
 
     def combine(self, row: RowGradient) -> torch.Tensor:
         return torch.relu(row.gradient) * torch.sigmoid(row.scores)

@@ -163,6 +163,7 @@ class Method(Protocol):
         source: its paper or code; empty for this project's own methods.
         needs: a trace alone, forward passes of the model, or gradients too.
         unit, signed: of its values, as in `MapStack`.
+        description: of its values; empty: their unit. See `words`.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Method(Protocol):
     needs: Needs = "trace"
     unit: str = "attention mass"
     signed: bool = False
+    description: str = ""
 
     @property
     def label(self) -> str:
@@ -190,8 +192,9 @@ class Method(Protocol):
         return None
 
     def words(self, run: GenerationTrace) -> str:
-        """A description of its values, for the line under a picture."""
-        return f"{self.unit} per patch"
+        """A description of its values, for the line under a picture; overridden where it depends on
+        the run or on the method's settings."""
+        return self.description or f"{self.unit} per patch"
 
     def explain(
         self,

@@ -48,6 +48,7 @@ class Chefer(FromPasses):
     source = "arXiv 2103.15679 (Chefer et al., Generic Attention-model Explainability)"
     needs: Needs = "gradients"
     unit = "relevance"
+    description = "relevance per patch (gradient-weighted attention through all layers)"
     reads_var = False
 
     def __post_init__(self) -> None:
@@ -56,9 +57,6 @@ class Chefer(FromPasses):
 
     def lacking(self, stack: TextStack) -> str | None:
         return no_final_norm(stack) or no_output_projection(stack)
-
-    def words(self, run: GenerationTrace) -> str:
-        return "relevance per patch (gradient-weighted attention through all layers)"
 
     def explain(
         self,

@@ -87,7 +87,7 @@ def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Meth
     """A method by its name; `without-sinks` and `without_sinks` are the same.
 
     Raises:
-        ValueError: there is none of that name; the text lists the names.
+        ValueError: there is no method of that name; the text lists the names.
     """
     if not isinstance(wanted, str):
         return wanted

@@ -71,9 +71,7 @@ class GradientAttention(RowGradientMethod):
     name = "gradient_attention"
     source = "arXiv 2204.11073 (Grad-SAM)"
     unit = "nats"
-
-    def words(self, run: GenerationTrace) -> str:
-        return "attention times the positive gradient of log p per patch, in nats"
+    description = "attention times the positive gradient of log p per patch, in nats"
 
     def combine(self, row: RowGradient) -> torch.Tensor:
         return row.weights * torch.relu(row.gradient)

@@ -17,7 +17,7 @@ from sinkscope.models.info import ModelInfo
 from sinkscope.setting.checks import shown
 from sinkscope.setting.heads import Heads, heads_text, heads_words, layer_heads
 from sinkscope.untrusted import Bounds, UntrustedFileError, cut, parse_json, read_json
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
@@ -86,7 +86,7 @@ class HeadList:
     def save(self, path: Path | str) -> None:
         """Write it as JSON."""
         text = self.as_json()
-        write_atomically(Path(path), lambda file: file.write(text.encode()))
+        write_bytes_atomically(Path(path), text.encode())
 
     def picked(self) -> PickedHeads:
         """Its heads for a view.

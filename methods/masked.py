@@ -109,25 +109,25 @@ def positions_of(passes: Passes, cells: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(result))
 
 
-def _cut(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
-    passes, rows = asked.passes, len(hidden)
+def _cut(masking: Masking, hidden: Sequence[Cells]) -> Tensor:
+    passes, rows = masking.passes, len(hidden)
     prefix = passes.prefix()
     keys = tuple(positions_of(passes, cells) for cells in hidden)
-    ids = torch.tensor([[*passes.inputs.token_ids, *asked.answer[:-1]][prefix.length :]])
+    ids = torch.tensor([[*passes.inputs.token_ids, *masking.answer[:-1]][prefix.length :]])
     with passes.attached((), [CutEdges(keys)], rows=rows, prefix=prefix):
         logits: Tensor = passes.handle.model(
             input_ids=ids.expand(rows, -1).to(passes.handle.device),
             past_key_values=prefix.fork(passes.handle, rows),
             use_cache=True,
-            logits_to_keep=asked.tokens,
+            logits_to_keep=masking.tokens,
         ).logits
     return logits
 
 
-def _greyed(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
-    passes = asked.passes
+def _greyed(masking: Masking, hidden: Sequence[Cells]) -> Tensor:
+    passes = masking.passes
     prompts = [without_pixels(passes, cells) for cells in hidden]
-    prompt_tensors = [passes.tensors(prompt, asked.tokens) for prompt in prompts]
+    prompt_tensors = [passes.tensors(prompt, masking.tokens) for prompt in prompts]
     together = {
         name: torch.cat([one[name] for one in prompt_tensors]) for name in prompt_tensors[0]
     }
@@ -135,7 +135,7 @@ def _greyed(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
         logits: Tensor = passes.handle.model(
             **on_device(together, passes.handle.device),
             use_cache=False,
-            logits_to_keep=asked.tokens,
+            logits_to_keep=masking.tokens,
         ).logits
     return logits
 

@@ -46,7 +46,7 @@ class Occlusion(FromPasses):
             raise ValueError(f"window is {self.window!r}; allowed: 1 to 1000.")
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # the base class declares an attribute
         return f"occlusion_{self.how}"
 
     @property

@@ -38,22 +38,22 @@ class PrecomputedMaps(Method):
     needs: Needs = "trace"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # the base class declares an attribute
         """The method's name."""
         return self.method.name
 
     @property
-    def source(self) -> str:  # type: ignore[override]
+    def source(self) -> str:  # type: ignore[override]  # the base class declares an attribute
         """The method's source."""
         return self.method.source
 
     @property
-    def unit(self) -> str:  # type: ignore[override]
+    def unit(self) -> str:  # type: ignore[override]  # the base class declares an attribute
         """The method's unit."""
         return self.method.unit
 
     @property
-    def signed(self) -> bool:  # type: ignore[override]
+    def signed(self) -> bool:  # type: ignore[override]  # the base class declares an attribute
         """Whether the method's values are signed."""
         return self.method.signed
 

@@ -46,6 +46,7 @@ class RegionSearch(FromPasses):
     source = "arXiv 2509.22496 (EAGLE)"
     needs: Needs = "forward"
     unit = "change of p to come"
+    description = "change of p(enough) + 1 - p(without) that was to come when the region was chosen"
 
     def __post_init__(self) -> None:
         if not 2 <= self.count <= 400:
@@ -61,9 +62,6 @@ class RegionSearch(FromPasses):
                 f"{SMALLEST}"
             )
         return reason
-
-    def words(self, run: GenerationTrace) -> str:
-        return "change of p(enough) + 1 - p(without) that was to come when the region was chosen"
 
     def explain(
         self,

@@ -71,6 +71,7 @@ def _of_token(
     )
     before = DynamicCache()
     for layer, kept in enumerate(cache.layers):
+        # Keys and values are there: the cache was filled by a pass.
         before.update(kept.keys[:, :, :position], kept.values[:, :, :position], layer)  # type: ignore[index, union-attr]
     ids = torch.tensor([[passes.ids[position]]], device=handle.device)
     with passes.attached([rows, scores], gradients=True) as session:

@@ -41,6 +41,7 @@ def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = No
         header["ratio"] = [{name: getattr(part, name) for name in _HEADER} for part in stack.ratio]
         arrays |= {f"values{k}": part.values for k, part in enumerate(stack.ratio)}
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    # Numpy's stub takes one type for all keywords.
     write_atomically(path, lambda file: np.savez(file, said=text, **arrays))  # type: ignore[arg-type]
 
 

@@ -49,12 +49,10 @@ class TokenActivation(FromPasses):
     source = "arXiv 2506.23270 (Token Activation Map, xmed-lab/TAM)"
     needs: Needs = "forward"
     unit = "logit"
+    description = "logit of the token per patch, without what other words explain"
 
     def lacking(self, stack: TextStack) -> str | None:
         return lacking(stack)
-
-    def words(self, run: GenerationTrace) -> str:
-        return "logit of the token per patch, without what other words explain"
 
     def explain(
         self,

@@ -54,7 +54,7 @@ class MethodResult:
     """The outcome of one method.
 
     Attributes:
-        method: which.
+        method: the one that was asked.
         patches: its map; None if it gave none.
         why_not: why it gave none.
         seconds: its computing time.
@@ -70,7 +70,7 @@ def methods_named(wanted: str, methods: Sequence[Method] = METHODS) -> tuple[Met
     """Methods by a list of names: "all", or for example "attention,relative".
 
     Raises:
-        ValueError: there is none of that name, or a name is given twice.
+        ValueError: there is no method of that name, or a name is given twice.
     """
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     if names == ["all"]:

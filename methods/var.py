@@ -34,6 +34,7 @@ class VarAttention(Method):
     name = "var"
     source = "arXiv 2503.03321 (Visual Attention Redistribution)"
     needs: Needs = "forward"
+    description = "attention mass per patch, as VAR redistributes it"
 
     @property
     def label(self) -> str:
@@ -63,9 +64,6 @@ class VarAttention(Method):
         except ValueError as error:
             return str(error).rstrip(".")
         return None
-
-    def words(self, run: GenerationTrace) -> str:
-        return "attention mass per patch, as VAR redistributes it"
 
     def explain(
         self,

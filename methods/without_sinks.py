@@ -26,12 +26,10 @@ class WithoutSinks(Method):
     """
 
     name = "without_sinks"
+    description = "attention mass per patch, without the sinks of the layers shown"
 
     def availability(self, run: GenerationTrace) -> str | None:
         return None if run.sinks else "no sink dimensions are known for the run's model"
-
-    def words(self, run: GenerationTrace) -> str:
-        return "attention mass per patch, without the sinks of the layers shown"
 
     def explain(
         self,

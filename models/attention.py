@@ -89,7 +89,7 @@ def attention_forward(
         The output (B, N, H, D), and None.
     """
     plan: ForwardPlan | StepPlan | None = kwargs.pop(PLAN_KEY, None)
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: int = module.layer_idx  # type: ignore[assignment]  # set by transformers
     if isinstance(plan, StepPlan):
         return plan.attend(layer, query, key, value, scaling), None
     layer_plan = None if plan is None else plan.layers.get(layer)

@@ -27,7 +27,7 @@ Decoder layers take the hidden states first, or as `hidden_states`, and return t
 begins with them.
 
 Attention goes through transformers' interface of attention functions, chosen by the config that
-`config.get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
+its `get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
 (B, Hkv, K, Dh) before they are repeated, and a mask that is None (causal), bool or added, (B, 1 or
 H, N, K). Caches are `DynamicCache`s that keep every position.
 
@@ -140,7 +140,7 @@ class PromptLayout:
     def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
         """Values of all vision tokens (..., V) on the maps of all images, row-major, one after the
         other: (..., C). See `ImageGrid.on_cells`. If cells are tokens, the values are returned
-            unchanged."""
+        unchanged."""
         if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
             return values
         import torch

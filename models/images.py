@@ -52,7 +52,7 @@ def open_image(
         source: a path, the bytes of a file, or an open binary file (read from its current
             position).
         limits: what is allowed; by default `ImageLimits()`.
-        name: what errors call the image; by default the path's last part, where there is one.
+        name: what errors call the image; by default the last part of a path.
 
     Returns:
         A decoded RGB image that holds no file open and no metadata.

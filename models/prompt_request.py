@@ -12,20 +12,25 @@ from sinkscope.models.images import as_rgb
 MAX_PROMPT_CHARACTERS = 20_000
 
 
-def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
+def checked(family: Family, model: str, request: PromptRequest) -> PromptRequest:
     """The request as a family gets it: images upright RGB, `chat` decided.
 
     Args:
         family: the model's.
         model: its id, for sentences.
-        asked: the caller's request; `chat` may be None.
+        request: the caller's request; `chat` may be None.
 
     Raises:
         ValueError: as `ModelHandle.prepare` says.
     """
-    if isinstance(asked.images, Image.Image):
+    if isinstance(request.images, Image.Image):
         raise ValueError("images is one image; allowed: a list of images.")
-    images, prompt, system, history = asked.images, asked.prompt, asked.system, asked.history
+    images, prompt, system, history = (
+        request.images,
+        request.prompt,
+        request.system,
+        request.history,
+    )
     sees = family.sees_images
     if sees and not images:
         raise ValueError("There is no image; give at least one.")
@@ -34,7 +39,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
         raise ValueError(
             f"There {given}, but {model} is a text model ({family.name}); allowed: none."
         )
-    chat = sees if asked.chat is None else asked.chat
+    chat = sees if request.chat is None else request.chat
     if sees and not chat:
         raise ValueError(
             f"chat is False, but {family.name} shows images through its chat template; "
@@ -45,7 +50,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
             f"{'system' if system is not None else 'history'} is given without a chat "
             "template; a text model takes only the prompt, or chat=True."
         )
-    check_pixel_bounds(family, asked.min_pixels, asked.max_pixels)
+    check_pixel_bounds(family, request.min_pixels, request.max_pixels)
     for what, text in (("prompt", prompt), ("system", "" if system is None else system)):
         check_text(what, text)
     for text in (text for turn in history for text in turn):
@@ -65,7 +70,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
             f"The {what} has {characters} characters; at most {MAX_PROMPT_CHARACTERS} are allowed."
         )
     return dataclasses.replace(
-        asked,
+        request,
         images=tuple(as_rgb(image) for image in images),
         history=tuple((question, answered) for question, answered in history),
         chat=chat,

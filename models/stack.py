@@ -38,7 +38,8 @@ class Norm:
     @property
     def weight(self) -> Tensor:
         """Factor of each dimension (D,), often called gamma."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)  # torch types it as Tensor or Module
         return weight
 
     @property
@@ -71,7 +72,8 @@ class Projection:
         Raises:
             ValueError: the weight is packed, as quantised ones are.
         """
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)  # torch types it as Tensor or Module
         if not weight.is_floating_point() or weight.dim() != 2 or weight.itemsize == 1:
             raise ValueError(
                 f"The weight of {type(self.module).__name__} is {weight.dtype}, packed by a "

@@ -43,7 +43,7 @@ class TextPieces:
     def add(self, token: int) -> str:
         """What can be shown once this token is there: its own piece and those that waited for it.
 
-        The pieces so returned join to the text as far as it is complete; `finish` gives each token
+        The pieces so returned join to the text as far as it is complete; `texts` gives each token
         its own and the rest.
         """
         self._ids.append(token)
@@ -77,7 +77,7 @@ class TextPieces:
                 return text[len(so_far) :]
         return self._decode([token])
 
-    def finish(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         """The piece of each token so far; they join to what all of them are decoded to."""
         if self._waiting:
             self._settle(len(self._waiting))
@@ -113,7 +113,7 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> tuple[str, ...]:
     pieces = TextPieces(tokenizer)
     for token in ids:
         pieces.add(token)
-    return pieces.finish()
+    return pieces.texts()
 
 
 def joining(texts: list[str], whole: str) -> list[str]:

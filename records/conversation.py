@@ -49,7 +49,7 @@ class ParsedQuestion:
         question, answer, choices, system, history, later_turns: as in `records.record.Record`.
         images: those inside the conversation.
         marks: number of the row's own images that the question refers to; may be 0.
-        image_after_text: whether an image stands behind text.
+        image_after_text: whether an image stands after text.
         caption: whether the answer is a caption, which answers the question asked of all images.
     """
 
@@ -176,7 +176,7 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
                 raise RecordError(
                     f"has {key} with the speaker {shown(speaker)}; allowed: {', '.join(ROLES)}"
                 )
-            else:  # tools and the like, after an answer
+            else:  # such as tools, after an answer
                 yield pair
                 return
         if pair is not None:

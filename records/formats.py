@@ -38,7 +38,7 @@ class Format:
     Attributes:
         name: what it is called.
         keys: which keys it reads, in words.
-        example: a row of it, as JSON, such as people share it.
+        example: a typical row, as JSON.
         read: the question of a row; None if the row has another layout.
     """
 
@@ -221,7 +221,7 @@ def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Recor
 def _answered(
     asked: ParsedQuestion | None, row: Mapping[str, Any], keys: tuple[str, ...]
 ) -> ParsedQuestion | None:
-    """With the answer given outside a conversation, if the conversation has none."""
+    """The pair with the answer from outside the conversation, if the conversation has none."""
     if asked is None or asked.answer is not None:
         return asked
     return dataclasses.replace(asked, answer=answer_of(row, keys=keys))

@@ -187,7 +187,7 @@ class _Values:
     def peek(self) -> str:
         """The next character that is not a space; empty at the end."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            self._at = _after_space(self._text, self._at)
             if self._at < len(self._text):
                 return self._text[self._at]
             if self._over:
@@ -230,7 +230,7 @@ class _Values:
 
     def end(self) -> None:
         if character := self.peek():
-            raise ValueError(f"The data {self._name} goes on with {character!r} behind its end.")
+            raise ValueError(f"The data {self._name} continues with {character!r} after its end.")
 
     def _more(self, size: int) -> None:
         data = self._file.read(size)
@@ -268,23 +268,30 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
+def _after_space(text: str, at: int) -> int:
+    """The index of the next character that is not a space."""
+    found = _SPACE.match(text, at)
+    assert found is not None  # no space at all matches too
+    return found.end()
+
+
 def _holder(start: str) -> str | None:
     """The key under which an object that begins so holds a list of objects; None for a record."""
     scan = json.JSONDecoder().raw_decode
-    at = _SPACE.match(start, 1).end()  # type: ignore[union-attr]
+    at = _after_space(start, 1)
     try:
         while start[at : at + 1] == '"':
             key, at = scan(start, at)
-            at = _SPACE.match(start, at).end()  # type: ignore[union-attr]
+            at = _after_space(start, at)
             if start[at : at + 1] != ":":
                 return None
-            at = _SPACE.match(start, at + 1).end()  # type: ignore[union-attr]
+            at = _after_space(start, at + 1)
             if key in HOLDERS and re.match(r"\[\s*\{", start[at:]):
                 return str(key)
-            at = _SPACE.match(start, scan(start, at)[1]).end()  # type: ignore[union-attr]
+            at = _after_space(start, scan(start, at)[1])
             if start[at : at + 1] != ",":
                 return None
-            at = _SPACE.match(start, at + 1).end()  # type: ignore[union-attr]
+            at = _after_space(start, at + 1)
     except (ValueError, RecursionError):
         return None
     return None

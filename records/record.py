@@ -16,7 +16,7 @@ class RecordError(ValueError):
 
 
 class Reference(NamedTuple):
-    """How a row names one picture.
+    """A row's reference to one picture.
 
     Attributes:
         encoding: `file`: a path; `base64`: base64 text or a data URI; `bytes`: a file's bytes;

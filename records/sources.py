@@ -73,7 +73,7 @@ class Source:
 
     Attributes:
         name: in messages.
-        unit: name of a row: line, entry, row or image.
+        unit: the word for a row: line, entry, row or image.
         rows: number, from 1, and values of each.
         pictures: resolves the image names.
         notes: for the user, one sentence each.

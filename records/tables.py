@@ -113,7 +113,7 @@ def parquet_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple
             raise ValueError(f"The data {name} cannot be read as Parquet: {error}.") from error
         yield (
             number + 1,
-            Damaged(f"Row {number + 1} of {name} and all behind it cannot be read: {error}."),
+            Damaged(f"Row {number + 1} of {name} and all after it cannot be read: {error}."),
         )
 
 

@@ -79,7 +79,8 @@ class Setting:
     def _sentences(self) -> list[str]:
         if self.low is not None and self.high is not None and self.high <= 10**5:
             return [self.help, f"{range_words(self).capitalize()}{self.unit and ' ' + self.unit}."]
-        return [self.help, f"In {self.unit}."] if self.unit else [self.help]
+        named = not self.unit or self.unit in self.help
+        return [self.help] if named else [self.help, f"In {self.unit}."]
 
 
 def setting(default: Any, help: str, **about: Any) -> Any:
@@ -174,7 +175,7 @@ def explained(cls: type[S]) -> type[S]:
     """Add what the fields say about themselves to the class's docstring."""
     lines = [
         f"    {one.name}: {dataclasses.replace(one.metadata[KEY], default=one.default).attribute}"
-        for one in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for one in dataclasses.fields(cls)  # type: ignore[arg-type]  # `cls` is a dataclass
         if KEY in one.metadata
     ]
     cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])

@@ -74,7 +74,7 @@ def index_list(setting: str, text: str) -> tuple[int, ...]:
     """`7, 2-5` -> (2, 3, 4, 5, 7): the syntax of layers, heads and dimensions.
 
     Raises:
-        ValueError: it is no such list, or an empty one; the text names the setting.
+        ValueError: it is not such a list, or is empty; the text names the setting.
     """
     if len(text) > LONGEST_LIST:
         raise ValueError(

@@ -90,6 +90,7 @@ def make_engine(
     check_engine(name, workers)
     if name == "local":
         return LocalEngine(handle)
+    # Checked by the class.
     same = dataclasses.replace(settings, dtype=handle.info.dtype)  # type: ignore[arg-type]
     return RayEngine(same, handle.info.revision, workers, replaced)
 
@@ -258,8 +259,8 @@ def _absolute(settings: ModelSettings) -> ModelSettings:
     """Make the paths of folders and files absolute, because a worker starts in another folder."""
 
     def whole(name: str) -> str:
-        place = Path(name).expanduser()
-        return str(place.resolve()) if name != "demo" and place.exists() else name
+        path = Path(name).expanduser()
+        return str(path.resolve()) if name != "demo" and path.exists() else name
 
     profile = None if settings.profile is None else whole(settings.profile)
     return dataclasses.replace(settings, model=whole(settings.model), profile=profile)

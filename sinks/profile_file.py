@@ -8,7 +8,7 @@ from pathlib import Path
 import tomlkit
 
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 
 def write_profile(path: Path, profile: SinkProfile) -> None:
@@ -19,7 +19,7 @@ def write_profile(path: Path, profile: SinkProfile) -> None:
     """
     values = asdict(profile)
     text = tomlkit.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes_atomically(path, text.encode())
 
 
 def findings_beside(profile: Path) -> Path:

@@ -13,6 +13,8 @@ from sinkscope.attention_processor import (
     head_mean,
     image_share,
     patch_map,
+    rare_sink_cells,
+    sink_cells,
     sink_share,
     tokens_attending_to,
 )
@@ -126,6 +128,12 @@ def test_a_row_blind_to_the_image_has_no_sink_share(trace: GenerationTrace) -> N
 def test_sinks_outside_the_image_are_no_columns(trace: GenerationTrace) -> None:
     text = dataclasses.replace(trace, sinks=(LayerSinks(3, (0, 9), (30.0, 30.0)),))
     assert torch.equal(sink_share(text), torch.zeros(3, 2, 3))
+
+
+def test_sinks_of_few_layers(trace: GenerationTrace) -> None:
+    assert sink_cells(trace) == (2, 5) and rare_sink_cells(trace) == ()  # in half of two layers
+    assert rare_sink_cells(trace, (0, 1, 3)) == (2, 5)
+    assert rare_sink_cells(trace, (3,)) == () and rare_sink_cells(trace, (0,)) == ()
 
 
 def test_reverse_look_up(trace: GenerationTrace) -> None:

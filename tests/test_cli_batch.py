@@ -130,16 +130,16 @@ def test_what_is_refused_before_a_model_is_loaded(
     empty.mkdir()
     (tmp_path / "bad.jsonl").write_text('{"picture": 3}\n', encoding="utf-8")
 
-    def said(*words: str | Path) -> str:
+    def refusal(*words: str | Path) -> str:
         return refused(run("heatmap", *words))
 
-    assert "The prompt is missing" in said(folder / "a.png", "-o", tmp_path / "a.png")
-    assert "allowed for many questions: a folder" in said(folder, "x", "-o", tmp_path / "a.png")
-    assert "in the folder of the images" in said(folder, "x", "-o", folder / "out")
-    assert "--image is for one question" in said(
+    assert "The prompt is missing" in refusal(folder / "a.png", "-o", tmp_path / "a.png")
+    assert "allowed for many questions: a folder" in refusal(folder, "x", "-o", tmp_path / "a.png")
+    assert "in the folder of the images" in refusal(folder, "x", "-o", folder / "out")
+    assert "--image is for one question" in refusal(
         folder, "x", "--image", folder / "a.png", "-o", out
     )
-    assert "has no images" in said(empty, "x", "-o", out)
-    assert "has no image in 1 of 1 line" in said(tmp_path / "bad.jsonl", "x", "-o", out)
-    assert "The prompt is empty" in said(folder, " ", "-o", out)
+    assert "has no images" in refusal(empty, "x", "-o", out)
+    assert "has no image in 1 of 1 line" in refusal(tmp_path / "bad.jsonl", "x", "-o", out)
+    assert "The prompt is empty" in refusal(folder, " ", "-o", out)
     assert loads == [] and not out.exists()

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from sinkscope.attention_extractor import forecast
-from sinkscope.capture import pace as pacing
+from sinkscope.capture import run_times as timing
 from sinkscope.config import GenerationSettings
 from sinkscope.models.loading import load_model
 
@@ -34,12 +34,12 @@ class Bytes(nn.Linear):
 
 def test_the_matrix_that_stands_for_a_layer() -> None:
     plain = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 9))
-    assert pacing._largest_matrix(plain) is plain[1].weight
+    assert timing._largest_matrix(plain) is plain[1].weight
     for layer, elements in ((Packed(), 2000), (Bytes(), 450), (nn.Identity(), 1)):
-        matrix = pacing._largest_matrix(layer)
+        matrix = timing._largest_matrix(layer)
         assert matrix.is_floating_point() and matrix.ndim == 2
         assert matrix.numel() == pytest.approx(elements, rel=0.1)
-        seconds = pacing._seconds_per_product([layer], 3)
+        seconds = timing._seconds_per_product([layer], 3)
         assert 0 < seconds < float("inf")
 
 
@@ -67,5 +67,5 @@ def test_a_small_model_is_not_called_free(tiny_folder: Path, photo: Image.Image)
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
     inputs = handle.prepare([photo], "What?")
     settings = GenerationSettings(max_new_tokens=50)
-    least = 50 * handle.info.layers * pacing.LAYER_SECONDS
+    least = 50 * handle.info.layers * timing.LAYER_SECONDS
     assert forecast(handle, inputs, settings).seconds >= least

@@ -265,7 +265,7 @@ def test_interrupted_it_says_what_remains_and_goes_on(
     done = run(*words)
     assert done.exit_code == 130, done.output
     assert "Stopped after 2 of 4 samples; 2 remain." in done.stderr
-    assert "the same command goes on from there" in done.stderr
+    assert "the same command continues from there" in done.stderr
     assert signal.getsignal(signal.SIGINT) is before
     seen.extend([()] * 9)  # from here on it only counts
     done = run(*words)

@@ -21,8 +21,10 @@ HEAVY = ("torch", "transformers", "gradio", "scipy", "pandas", "cv2", "av")
 
 def imported(code: str) -> set[str]:
     """The heavy libraries that a process imports when it runs `code`."""
-    told = f"{code}\nimport sys\nprint('IMPORTED', *({set(HEAVY)!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    script = f"{code}\nimport sys\nprint('IMPORTED', *({set(HEAVY)!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     (line,) = (one for one in done.stdout.splitlines() if one.startswith("IMPORTED"))
     return set(line.split()[1:])

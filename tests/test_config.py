@@ -210,7 +210,7 @@ FIELDS = [
 ]
 
 
-def made(cls: type[Any], **values: Any) -> Any:
+def instance(cls: type[Any], **values: Any) -> Any:
     needed: dict[type[Any], Any] = {VARSettings: {"dims": (1,)}, SampleChoice: {"data": "photos"}}
     required: dict[str, Any] = needed.get(cls, {})
     if any(one.name == "layer" and one.default is REQUIRED for one in dataclasses.fields(cls)):
@@ -240,7 +240,7 @@ def test_every_settings_class_is_in_the_list() -> None:
 def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kind: str) -> None:
     """Integers instead of floats, scalars of NumPy and torch, a float of a subclass."""
     wanted = {"float": float, "int": int, "bool": bool}[kind.split(" | ")[0]]
-    usual = getattr(made(cls), name)
+    usual = getattr(instance(cls), name)
     if usual is None:
         large = 100_000 if fits(cls, name, 100_000) else 10
         usual = {float: 1.0, int: large, bool: True}[wanted]
@@ -251,7 +251,7 @@ def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kin
         assert whole or name == "confidence"  # none lies in its range
         given += [one for n in whole for one in (n, np.int64(n), torch.tensor(n))]
     for value in given:
-        settings = made(cls, **{name: value})
+        settings = instance(cls, **{name: value})
         assert type(getattr(settings, name)) is wanted
         assert getattr(settings, name) == pytest.approx(float(value), rel=1e-3)
         json.dumps(dataclasses.asdict(settings), allow_nan=False)
@@ -259,7 +259,7 @@ def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kin
 
 def fits(cls: type[Any], name: str, value: int) -> bool:
     try:
-        made(cls, **{name: value})
+        instance(cls, **{name: value})
     except ValueError:
         return False
     return True
@@ -274,4 +274,4 @@ def test_what_is_no_number_is_refused_in_words(cls: type[Any], name: str, kind: 
         wrong += [10**400]
     for value in wrong:
         with pytest.raises(ValueError, match=name):
-            made(cls, **{name: value})
+            instance(cls, **{name: value})

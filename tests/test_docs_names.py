@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_import_rules import tracked
+
 ROOT = Path(__file__).resolve().parent.parent
 #: CHANGELOG and LOG describe the past, so they may name removed things.
 PAGES = sorted(
@@ -78,17 +80,61 @@ def test_files_in_the_text_exist(page: Path) -> None:
     assert not missing, f"{page.name} names {missing}, which do not exist"
 
 
+#: Variables of the documents' examples, and what they hold.
+VARIABLES = {
+    "trace": "capture.trace.GenerationTrace",
+    "pair": "attention_extractor.Comparison",
+    "handle": "models.loading.ModelHandle",
+}
+
+
+def _python_names(quoted: list[str]) -> list[str]:
+    """The names of our modules and their content among quoted texts."""
+    return [
+        match[1]
+        for text in quoted
+        if (match := re.match(r"(?:sinkscope\.)?((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*)(?:\(|$)", text))
+        and match[1].partition(".")[0] in PARTS
+        and match[1].rpartition(".")[2] not in ("py", "js", "json", "jsonl", "toml", "md", "html")
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_names_in_the_text_exist(page: Path) -> None:
-    named = [
-        match[1]
-        for quoted in _quoted(page)
-        if (match := re.match(r"(?:sinkscope\.)?((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*)(?:\(|$)", quoted))
-        and match[1].partition(".")[0] in PARTS
-        and match[1].rpartition(".")[2] not in ("py", "json", "jsonl", "toml", "md", "html")
-    ]
-    missing = [name for name in named if not _found(name)]
+    missing = [name for name in _python_names(_quoted(page)) if not _found(name)]
     assert not missing, f"{page.name} names {missing}, which cannot be imported"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_attributes_in_the_text_exist(page: Path) -> None:
+    """Such as `trace.finish_reason`."""
+    missing = []
+    for quoted in _quoted(page):
+        variable, _, attribute = re.split(r"[\s(\[=]", quoted, maxsplit=1)[0].partition(".")
+        first = attribute.partition(".")[0]
+        if variable in VARIABLES and first and not _found(f"{VARIABLES[variable]}.{first}"):
+            missing.append(quoted)
+    assert not missing, f"{page.name} names {missing}, which do not exist"
+
+
+def test_names_in_docstrings_and_comments_exist() -> None:
+    missing = []
+    for path in tracked("*.py", "*.js", "*.css"):
+        quoted = re.findall(r"`([^`\n]+)`", (ROOT / path).read_text(encoding="utf-8"))
+        missing += [f"{path}: {name}" for name in _python_names(quoted) if not _found(name)]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_in_the_examples_work(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [
+        f"{module} {name}"
+        for module, names in re.findall(r"from sinkscope([\w.]*) import ([\w, ]+)", text)
+        for name in (one.strip().partition(" as ")[0] for one in names.split(","))
+        if not _found(f"{module}.{name}".strip("."))
+    ]
+    assert not missing, f"{page.name} imports {missing}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

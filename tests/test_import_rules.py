@@ -302,6 +302,20 @@ def test_nothing_happens_at_import_but_definitions() -> None:
     assert not wrong, wrong
 
 
+def test_every_ignored_type_error_has_its_reason() -> None:
+    """After the pragma, or in a comment on the line above."""
+    bare = []
+    for path in sources():
+        above = ""
+        for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1):
+            _, pragma, rest = line.partition("# type: ignore")
+            reason = rest.startswith("[") and "  # " in rest
+            if pragma and not (reason or (rest.endswith("]") and above.startswith("# "))):
+                bare.append(f"{path}:{number}")
+            above = line.strip()
+    assert not bare, bare
+
+
 def test_no_folder_or_file_shadows_an_import() -> None:
     for path in tracked():
         top = path.parts[0].removesuffix(".py")

@@ -43,19 +43,19 @@ from tests.web.synthetic import make_pair
 from sinkscope.web.explore.form import build_form
 from sinkscope.web.runs.store import Run
 
-folder, told = Path(sys.argv[1]), {}
+folder, results = Path(sys.argv[1]), {}
 photo = folder / "photo.png"
 Image.new("RGB", (60, 40), "teal").save(photo)
 
 
-def said(call, *arguments, **named):
+def error_of(call, *arguments, **named):
     try:
         return str(call(*arguments, **named))
     except Exception as error:
         return str(error)
 
 
-told["check"] = said(config.VARSettings, dims=(1,), sharpness=5)
+results["check"] = error_of(config.VARSettings, dims=(1,), sharpness=5)
 
 asked = []
 common.load = lambda settings: fake_handle()
@@ -63,16 +63,17 @@ made = compare.with_profile
 compare.with_profile = lambda *given: asked.append(made(*given)) or sys.exit(7)
 words = ["compare", str(photo), "What?", "-o", str(folder / "out.html"), "--dims", "3"]
 runner = CliRunner()
-told["help"] = runner.invoke(main.app, ["compare", "--help"], env={"COLUMNS": "200"}).output
-told["option refused"] = runner.invoke(main.app, [*words, "--sharpness", "3"]).output
-told["option"] = runner.invoke(main.app, [*words, "--sharpness", "0.75"]).exit_code
-told["option made"] = asked.pop().sharpness
+results["help"] = runner.invoke(main.app, ["compare", "--help"], env={"COLUMNS": "200"}).output
+results["option refused"] = runner.invoke(main.app, [*words, "--sharpness", "3"]).output
+results["option"] = runner.invoke(main.app, [*words, "--sharpness", "0.75"]).exit_code
+results["option made"] = asked.pop().sharpness
 runner.invoke(main.app, words)
-told["option left out"] = asked.pop().sharpness
+results["option left out"] = asked.pop().sharpness
 
 with gr.Blocks():
     slider = build_form(config.GenerationSettings(), []).controls["sharpness"]
-told["control"] = [type(slider).__name__, slider.minimum, slider.maximum, slider.value, slider.info]
+bounds = [slider.minimum, slider.maximum, slider.value]
+results["control"] = [type(slider).__name__, *bounds, slider.info]
 
 scripted = ScriptedEngine()
 site = start_site(folder, scripted, handle=fake_handle(), example=Run(make_pair()))
@@ -87,22 +88,22 @@ def watched(handle, inputs, settings, var, *rest, **more):
 site.app.handlers.engine = dataclasses.replace(engine, compare=watched)
 client = Client(site.url, verbose=False)
 api = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/compare"]
-told["argument"] = [p for p in api["parameters"] if p["parameter_name"] == "sharpness"]
+results["argument"] = [p for p in api["parameters"] if p["parameter_name"] == "sharpness"]
 ask = {"image": handle_file(str(photo)), "prompt": "Hello", "api_name": "/compare"}
 client.predict(**ask, sharpness=0.5)
-told["argument made"] = asked.pop().sharpness
+results["argument made"] = asked.pop().sharpness
 client.predict(**ask)
-told["argument left out"] = asked.pop().sharpness
-told["argument refused"] = said(client.predict, **ask, sharpness=2.5)
-told["trace"] = var_patch.describe(config.VARSettings(dims=(1,), sharpness=0.5))
+results["argument left out"] = asked.pop().sharpness
+results["argument refused"] = error_of(client.predict, **ask, sharpness=2.5)
+results["trace"] = var_patch.describe(config.VARSettings(dims=(1,), sharpness=0.5))
 client.close()
 site.app.blocks.close(verbose=False)
-print("TOLD" + json.dumps(told))
+print("RESULTS" + json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("made_up")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder)],
@@ -112,36 +113,36 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.rpartition("TOLD")[2])
+    found: dict[str, Any] = json.loads(done.stdout.rpartition("RESULTS")[2])
     return found
 
 
 REFUSED = "sharpness is {}; allowed: a number from 0 to 2."
 
 
-def test_it_is_checked(told: dict[str, Any]) -> None:
-    assert told["check"] == REFUSED.format("5")
+def test_it_is_checked(results: dict[str, Any]) -> None:
+    assert results["check"] == REFUSED.format("5")
 
 
-def test_it_is_an_option(told: dict[str, Any]) -> None:
-    assert "--sharpness" in told["help"] and "How sharp VAR is. From 0 to 2." in told["help"]
-    assert "default: 0.25" in told["help"]
-    assert REFUSED.format("3.0") in told["option refused"]
-    assert told["option"] == 7 and told["option made"] == 0.75
-    assert told["option left out"] == 0.25
+def test_it_is_an_option(results: dict[str, Any]) -> None:
+    assert "--sharpness" in results["help"] and "How sharp VAR is. From 0 to 2." in results["help"]
+    assert "default: 0.25" in results["help"]
+    assert REFUSED.format("3.0") in results["option refused"]
+    assert results["option"] == 7 and results["option made"] == 0.75
+    assert results["option left out"] == 0.25
 
 
-def test_it_is_a_control_of_the_page(told: dict[str, Any]) -> None:
-    assert told["control"] == ["Slider", 0, 1, 0.25, "How sharp VAR is."]
+def test_it_is_a_control_of_the_page(results: dict[str, Any]) -> None:
+    assert results["control"] == ["Slider", 0, 1, 0.25, "How sharp VAR is."]
 
 
-def test_it_is_an_argument_of_the_api(told: dict[str, Any]) -> None:
-    (argument,) = told["argument"]
+def test_it_is_an_argument_of_the_api(results: dict[str, Any]) -> None:
+    (argument,) = results["argument"]
     assert argument["parameter_has_default"] and argument["parameter_default"] == 0.25
     assert argument["python_type"]["description"] == "How sharp VAR is. From 0 to 2."
-    assert told["argument made"] == 0.5 and told["argument left out"] == 0.25
-    assert REFUSED.format("2.5") in told["argument refused"]
+    assert results["argument made"] == 0.5 and results["argument left out"] == 0.25
+    assert REFUSED.format("2.5") in results["argument refused"]
 
 
-def test_a_trace_says_it(told: dict[str, Any]) -> None:
-    assert "sharpness 0.5" in told["trace"]
+def test_a_trace_says_it(results: dict[str, Any]) -> None:
+    assert "sharpness 0.5" in results["trace"]

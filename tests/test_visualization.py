@@ -249,6 +249,27 @@ def test_sinks_are_marked_inside_their_cell_and_nowhere_else() -> None:
     assert colours == {(0, 0, 0), (255, 255, 255)}  # a double stroke: seen on any colour
 
 
+def test_a_sink_is_marked_as_on_the_page() -> None:
+    # `drawSink` of the page: a box along the whole patch, and a small x at its centre.
+    patch_map = make_map(np.zeros((2, 2)), (400, 400))
+    plain = overlay(grey(400, 400), patch_map)
+    marked = overlay(grey(400, 400), patch_map, OverlayStyle(sinks=(0,)))
+    changed = (plain != marked).any(axis=-1)
+    assert changed[1, 5:195].all() and changed[5:195, 1].all()
+    arms = np.argwhere(changed[6:194, 6:194]) + 6
+    assert 90 <= arms.min() <= 95 and 105 <= arms.max() <= 110  # 0.26 * 26 pixels from 100
+
+
+def test_a_sink_of_few_layers_has_a_dashed_box() -> None:
+    patch_map = make_map(np.zeros((2, 2)), (400, 400))
+    plain = overlay(grey(400, 400), patch_map)
+    marked = overlay(grey(400, 400), patch_map, OverlayStyle(sinks=(0, 3), rare=(3,)))
+    changed = (plain != marked).any(axis=-1)
+    assert changed[1, :199].all()
+    assert 0.3 < changed[201, 203:397].mean() < 0.9
+    assert changed[300, 300]  # its x is whole
+
+
 def test_a_sink_outside_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="sinks is 12; allowed: cells from 0 to 11"):
         overlay(grey(60, 80), make_map(np.zeros((3, 4)), (60, 80)), OverlayStyle(sinks=(12,)))
@@ -293,6 +314,14 @@ def test_a_sheet_has_a_picture_for_each_token(photo: Image.Image) -> None:
     assert len(pictures) == 8
     titles = [axes.get_title() for axes in pictures]
     assert titles[:3] == ["a  0%", "red  10%", "\u23ce  20%"]
+
+
+def test_a_long_prompt_is_cut_visibly(photo: Image.Image) -> None:
+    patch_map, long = make_map(np.ones((1, 1)), (photo.height, photo.width)), "word " * 500
+    sheet = contact_sheet(photo, [patch_map], ["a"], [0.1], note=f"prompt: {long}")
+    assert texts(sheet).rstrip().endswith("word …")
+    drawn = figure(photo, patch_map, token="a", prompt=long, note="x" * 3000)
+    assert "word …" in texts(drawn) and texts(drawn).rstrip().endswith("…")
 
 
 def test_a_sheet_of_a_long_answer_says_what_it_leaves_out(photo: Image.Image) -> None:

@@ -169,7 +169,7 @@ def save_text_model(folder: Path, name: str, seed: int = 0) -> Path:
     return folder
 
 
-def told(handle: ModelHandle, inputs: PromptInputs, new: int = 3, **more: Any) -> Any:
+def generated(handle: ModelHandle, inputs: PromptInputs, new: int = 3, **more: Any) -> Any:
     """Generates a few tokens, with a cache that keeps every key."""
     return handle.model.generate(
         **inputs.tensors,

@@ -1,9 +1,8 @@
 """Whether the parts that do the work are alive: `/health`, and a watchdog that may end the process.
 
 These parts are the server's event loop, Gradio's task that takes events from its queue, and the
-threads of jobs. If one of them is dead, the process accepts requests but never answers them. So
-whatever runs the process (a container, systemd) has to be told: by status 503, or by the end of the
-process.
+threads of jobs. If one of them is dead, the process accepts requests but never answers them. What
+runs the process (a container, systemd) learns this by status 503, or by the end of the process.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from sinkscope.web.runs.owners import OwnedRuns
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.guarded_blocks import GuardedBlocks
 from sinkscope.web.server.read_only import READ_ONLY, only_looking
-from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
+from sinkscope.web.sinks.run import SinksFunctions, SinksHandlers
 from sinkscope.web.sinks.tab import build_sinks
 
 
@@ -55,7 +55,7 @@ def build_app(
     engine: RunFunctions | None = None,
     estimate: Callable[..., Forecast] = estimate_run,
     loaded: LoadedModel | None = None,
-    sinks: SinksEngine | None = None,
+    sinks: SinksFunctions | None = None,
     example: Run | None = None,
     examples: list[Example] | None = None,
 ) -> App:
@@ -77,7 +77,7 @@ def build_app(
     kept = OwnedRuns if settings.app.login else RunStore
     store = kept(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
     handlers = Handlers(settings, loaded, store, engine)
-    forecaster = Forecaster(settings, loaded, estimate, handlers.pace)
+    forecaster = Forecaster(settings, loaded, estimate, handlers.run_times)
     first = example or load_example()
     if first is not None:
         store.put(first, keep_on_disk=False)

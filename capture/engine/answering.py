@@ -174,7 +174,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepAnswer:
         landing = HistoryCopies(step.history, rows, run.inputs.layout.vision_tokens)
         driver = _Driver(handle, run, step, landing, processors, ids)
         driver.answer()
-        landing.finish()
+        landing.copy_all()
         if states and kept is not None:
             torch._foreach_copy_(states, list(step.states))
     step.end()

@@ -29,7 +29,7 @@ class FixedLayer(DynamicLayer):
     """
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self.capacity = capacity
         self.filled = 0
         self.at: Tensor | None = None

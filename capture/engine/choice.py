@@ -14,13 +14,13 @@ class EngineChoice:
     """The engine that ran.
 
     Attributes:
-        asked: the setting.
+        setting: the setting `engine`.
         used: `graph`: a recorded step; `step`: the same step, not recorded; `loop`: transformers'
             `generate`.
         why: if it is not the requested one, the reason.
     """
 
-    asked: str
+    setting: str
     used: str
     why: str = ""
 
@@ -28,18 +28,18 @@ class EngineChoice:
         """For `GenerationTrace.extra`; empty if the loop ran as requested."""
         if self.used == "loop" and not self.why:
             return {}
-        about = {"asked": self.asked, "used": self.used}
+        about = {"asked": self.setting, "used": self.used}
         return {"engine": {**about, "why": self.why} if self.why else about}
 
 
 def choose_engine(handle: ModelHandle, settings: GenerationSettings) -> EngineChoice:
     """`graph` here means steps over a static cache, recorded if the device supports it."""
-    asked = settings.engine
+    setting = settings.engine
     device = handle.device.type
-    if asked == "loop" or (asked == "auto" and device != "cuda"):
-        return EngineChoice(asked, "loop")
+    if setting == "loop" or (setting == "auto" and device != "cuda"):
+        return EngineChoice(setting, "loop")
     why = _obstacle(handle)
-    return EngineChoice(asked, "loop", why) if why else EngineChoice(asked, "graph")
+    return EngineChoice(setting, "loop", why) if why else EngineChoice(setting, "graph")
 
 
 def _obstacle(handle: ModelHandle) -> str:

@@ -91,7 +91,7 @@ class Rule:
     """A choice that a step makes by itself.
 
     Attributes:
-        sampled: drawn at random; else the likeliest.
+        sampled: drawn at random; else the most probable.
         penalty: repetition penalty; None without.
         warpers: of a draw, in order.
     """

@@ -162,7 +162,7 @@ class HistoryCopies:
         if self._waiting == self._history.tokens:
             self._send()
 
-    def finish(self) -> None:
+    def copy_all(self) -> None:
         """Copy everything into the recorders before returning."""
         if self._waiting:
             self._send()

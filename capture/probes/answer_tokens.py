@@ -18,7 +18,7 @@ class AnswerTokens(Probe):
     """Describes the tokens of one batch row; `session[probe]` is a `capture.tokens.TokenProbe`.
 
     The logits are seen at the output head, before temperature or any sampling filter.
-    `capture.run.Chosen` reports the chosen token to it.
+    `capture.run.Ending` reports the chosen token to it.
 
     Attributes:
         tokenizer: for texts.

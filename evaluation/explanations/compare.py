@@ -67,7 +67,7 @@ class Scores:
         chance: the object's mean share of the cells.
         left_out: reason -> targets that no method was asked about.
         failed: targets with an error; reason -> how many.
-        lacking: method -> reason -> targets without a map of it.
+        lacking: method -> reason -> targets for which the method has no map.
         common: targets left out of all figures because some method has no map of them.
     """
 

@@ -27,7 +27,7 @@ from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
 from sinkscope.untrusted import read_json, read_toml
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 CONFIG = "score.toml"
 
@@ -64,7 +64,7 @@ class ScoreConfig:
 
     def toml(self) -> str:
         """The file's text."""
-        head = "# Made by `sinkscope explain-score`; the same command goes on in this folder.\n\n"
+        head = "# Made by `sinkscope explain-score`; the same command continues in this folder.\n\n"
         return head + tomlkit.dumps(self.as_dict())
 
     def differences(self, other: ScoreConfig) -> list[str]:
@@ -104,13 +104,13 @@ class ScoreFolder(RunFolder):
     config_name = CONFIG
 
     def __init__(self, folder: Path, config: ScoreConfig) -> None:
-        super().__init__(folder, config)  # type: ignore[arg-type]
+        super().__init__(folder, config)  # type: ignore[arg-type]  # a config of its own kind
         self.score_config = config
 
     def __enter__(self) -> ScoreFolder:
         super().__enter__()
         text = self.score_config.toml()
-        write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
+        write_bytes_atomically(self.folder / CONFIG, text.encode())
         return self
 
     def _check(self) -> None:

@@ -16,7 +16,7 @@ from sinkscope.evaluation.explanations.folder import ScoreConfig
 from sinkscope.evaluation.report import csv_files, markdown, page, terminal
 from sinkscope.evaluation.report.tables import Table
 from sinkscope.evaluation.statistics.intervals import Interval
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 CSV = (
     *("score", "method", "value", "low", "high", "targets", "against", "difference"),
@@ -109,7 +109,7 @@ def notes(scores: Scores) -> list[str]:
 
 def about(config: ScoreConfig, complete: bool) -> str:
     """One line with data, model and settings."""
-    state = "" if complete else " NOT complete: the same command goes on."
+    state = "" if complete else " NOT complete: run the same command again to continue."
     steps = f"{config.score.steps} steps of insertion and deletion"
     return (
         f"Data: {config.score.data}; model: {config.model.model} ({config.revision}); {steps}; "
@@ -174,6 +174,6 @@ def write_files(files: dict[str, str], folder: Path) -> list[Path]:
     paths = []
     for name, text in files.items():
         data = text.encode("utf-8", "replace")
-        write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+        write_bytes_atomically(folder / name, data)
         paths.append(folder / name)
     return paths

@@ -131,7 +131,7 @@ class _Run:
             if in_a_row >= MOST_IN_A_ROW:
                 raise ValueError(
                     f"{MOST_IN_A_ROW} targets in a row failed, the last one: {records[0].error} "
-                    "The run was given up; what was scored is kept."
+                    "The run has ended; finished scores are kept."
                 )
         self.over = True
         self._tell("")

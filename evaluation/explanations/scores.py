@@ -59,7 +59,7 @@ def energy_inside(values: npt.NDArray[Any], truth: Truth) -> float:
 def nss(values: npt.NDArray[Any], truth: Truth) -> float:
     """Normalised scanpath saliency (Peters et al. 2005), with the object's cells in place of
     fixations: the mean over these of (M - mean) / standard deviation. 0 by chance, and for a
-        constant map."""
+    constant map."""
     flat = filled(values)
     spread = flat.std()
     if spread <= 1e-12 * max(1e-300, np.abs(flat).max()):

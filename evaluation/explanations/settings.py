@@ -55,9 +55,7 @@ class ScoreSettings:
 class ScoreReportSettings:
     """How a table of scores is computed from its records."""
 
-    resamples: int = setting(
-        2000, "Bootstrap resamplings.", low=100, high=MOST_RESAMPLES, unit="draws"
-    )
+    resamples: int = setting(2000, "Bootstrap resamplings.", low=100, high=MOST_RESAMPLES)
     confidence: float = setting(
         CONFIDENCE, "Confidence level of the intervals.", low=0.5, high=0.9999
     )

@@ -97,6 +97,7 @@ def scenes(seed: int = 0) -> Iterator[Target]:
             f"scene-{index}",
             DESCRIBE,
             thing.shape,
+            # Mypy infers no defaults.
             lambda image=image, mask=mask: (image, mask),  # type: ignore[misc]
             expected=asked.answer,
             start=start,
@@ -126,6 +127,7 @@ def _read(path: Path, settings: ScoreSettings) -> Iterator[Target]:
                 name,
                 _needed(settings.prompt or DESCRIBE, "prompt", image.name),
                 _needed(settings.word, "word", image.name),
+                # mypy infers no defaults.
                 lambda image=image, mask=mask: (_image(image), _mask(mask)),  # type: ignore[misc]
             )
     else:

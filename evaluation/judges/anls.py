@@ -13,8 +13,8 @@ from sinkscope.evaluation.judges.exact_match import texts
 class Anls:
     """1 - NL to the nearest of the truths, and 0 where NL is `threshold` or more.
 
-    NL is the edit distance by the length of the longer text, both in small letters and with single
-    blanks. `truth` is a text or several.
+    NL is the edit distance divided by the length of the longer text, both in lower case and with
+    single spaces. `truth` is a text or several.
     """
 
     name: str = "anls"
@@ -33,7 +33,7 @@ class Anls:
 
 
 def normalised_distance(one: str, other: str) -> float:
-    """Edit distance by the longer length, from 0 to 1; 0 for two empty texts."""
+    """Edit distance divided by the longer length, from 0 to 1; 0 for two empty texts."""
     longer = max(len(one), len(other))
     return edit_distance(one, other) / longer if longer else 0.0
 

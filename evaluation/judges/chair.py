@@ -26,7 +26,7 @@ class Chair:
     name: str = "chair"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """The objects that the caption names.
+        """Compares the objects that the caption names with the image's.
 
         Raises:
             ValueError: the truth is not a list of COCO's names.

@@ -10,16 +10,16 @@ from sinkscope.evaluation.judges.text import plain, without_punctuation
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """The whole answer is the truth; `truth` is a text, or several of which one is enough.
+    """Right if the whole answer is the truth; `truth` is a text, or several of which one is enough.
 
-    Without case and punctuation, white space as single blanks. Articles count: "a dog" is not
+    Compared without case and punctuation, and with single spaces. Articles count: "a dog" is not
     "dog". An answer that becomes empty has no extraction and is wrong.
     """
 
     name: str = "exact_match"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where they are the same, else 0.
+        """1 if they are the same, else 0.
 
         Raises:
             ValueError: the truth is empty.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sinkscope.evaluation.base import Judgement, Question
 from sinkscope.untrusted import read_json
-from sinkscope.utils import sha256, write_atomically
+from sinkscope.utils import sha256, write_bytes_atomically
 
 Ask = Callable[[str], str]
 """Prompt -> the model's response; raises ValueError if it cannot be asked."""
@@ -119,7 +119,7 @@ class LlmJudge:
             self.cache.mkdir(parents=True, exist_ok=True)
             kept = {"judge": self.identity, "prompt": text, "said": reply}
             data = json.dumps(kept, ensure_ascii=False, indent=1).encode()
-            write_atomically(path, lambda file: file.write(data))
+            write_bytes_atomically(path, data)
         return reply
 
 

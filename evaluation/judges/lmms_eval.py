@@ -20,12 +20,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class LmmsBlink:
-    """The first letter of the answer, whichever it is. "The answer is B" gives T, and is wrong."""
+    """The first letter of the answer, whatever it is. "The answer is B" gives T, and is wrong."""
 
     name: str = "lmms-eval-blink"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where that letter is the right one."""
+        """1 if that letter is right."""
         match = re.match(r"[(\s]*([A-Za-z])", answer.strip())
         letter = match[1].upper() if match else None
         return Judgement(float(letter == true_letter(question)), letter)
@@ -52,7 +52,7 @@ class LmmsMmvp:
     name: str = "lmms-eval-mmvp"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where the letter found is the right one."""
+        """1 if the letter found is right."""
         text = answer.strip()
         match = next((m for p in _MMVP if (m := p.search(text))), None)
         first = text[:1].upper()
@@ -62,13 +62,13 @@ class LmmsMmvp:
 
 @dataclass(frozen=True)
 class LmmsSat:
-    """Punctuation taken out, the first word, compared whole: "The answer is B" and "B\\nsince" are
-    wrong. Options written into the question as "A. text" are looked for as a text first."""
+    """Compares the first word, without punctuation, as a whole: "The answer is B" and "B\\nsince"
+    are wrong. Options written into the question as "A. text" are looked for as a text first."""
 
     name: str = "lmms-eval-sat"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where that word is the right letter, in any case."""
+        """1 if that word is the right letter, in any case."""
         cleaned = re.sub(r"[^\w\s]", "", answer).strip()
         texts = [option.strip() for option in re.findall(r"\b[A-Z]\.\s+([^\n]*)", question.text)]
         letters = {option: chr(ord("A") + i) for i, option in enumerate(texts)}
@@ -94,13 +94,13 @@ class LmmsPope:
 
 @dataclass(frozen=True)
 class LmmsMme:
-    """yes or no anywhere in the first four letters, full stops taken out: "Noise" is no, "Not" too;
+    """Looks for yes or no in the first four letters, without full stops: "Noise" is no, "Not" too;
     "The answer is yes" is neither, and wrong."""
 
     name: str = "lmms-eval-mme"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where the word found is the truth."""
+        """1 if the word found is the truth."""
         text = answer.lower().strip().replace(".", "")
         front = text[:4]
         if len(text) == 1:
@@ -112,12 +112,12 @@ class LmmsMme:
 
 @dataclass(frozen=True)
 class LmmsExactMatch:
-    """GQA: case and punctuation dropped, white space kept: "red " is not "red"."""
+    """GQA: ignores case and punctuation, but not white space: "red " is not "red"."""
 
     name: str = "lmms-eval-exact-match"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where both are the same."""
+        """1 if both are the same."""
         text = answer.lower().translate(_PUNCTUATION)
         truth = str(question.truth).lower().translate(_PUNCTUATION)
         return Judgement(float(text == truth), text or None)

@@ -2,18 +2,18 @@
 
 Rules, in this order; the first that matches decides, and the record names it (`rule`):
 
-    alone      the answer is a letter: "B", "(b)", "B."
-    text       it is the text of one option
-    leading    a letter and a sign are in front: "B. a cat", "(C) blue", "A) ..."
-    stated     "the answer is B", "Answer: (C)", "答案是B"; several different ones say nothing
-    last line  its last line is a letter
+    alone      the whole answer is a letter: "B", "(b)", "B."
+    text       the whole answer is the text of one option
+    leading    it begins with a letter and a sign: "B. a cat", "(C) blue", "A) ..."
+    stated     "the answer is B", "Answer: (C)", "答案是B"; several different ones do not count
+    last line  the last line of the answer is a letter
     named      "option B", "choice B"
     single     only one option's letter is among the words; an article "A" is not, and
                "not B" is not B
-    contains   the text of only one option is in it, or in front of it
+    contains   it contains, or begins with, the text of only one option
 
-Two letters of which none is stated ("A or B"), a refusal, an empty answer and a letter that no
-option has say nothing: extraction None, score 0.
+Two letters of which none is stated ("A or B"), a refusal, an empty answer, or a letter that no
+option has: extraction None, score 0.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _AFTER_PRONOUN = re.compile(r"\s+[a-z]|'")
 
 @dataclass(frozen=True)
 class OptionLetter:
-    """Letters of multiple choice; `truth` is a letter, bare or in brackets, or an option's text."""
+    """Judges multiple choice; `truth` is a letter, also in brackets, or an option's text."""
 
     name: str = "option_letter"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where the option meant is the right one, else 0.
+        """1 if the option meant is the right one, else 0.
 
         Raises:
             ValueError: the truth is not a letter of the question's options.
@@ -60,7 +60,7 @@ class OptionLetter:
 
 
 def true_letter(question: Question) -> str:
-    """The right letter, a capital.
+    """The right letter, in upper case.
 
     Raises:
         ValueError: the truth is neither a letter of the options nor the text of one.
@@ -78,7 +78,7 @@ def true_letter(question: Question) -> str:
 
 
 def option_meant(answer: str, options: Options) -> tuple[str | None, str]:
-    """The letter that an answer means, and the rule that found it ("none" where none did)."""
+    """The letter that an answer means, and the rule that found it ("none" if none did)."""
     letters = "".join(letter.upper() for letter, _ in options) or ANY_LETTER
     text = plain(answer)
     if not text:
@@ -120,7 +120,7 @@ def _leading(text: str, letters: str) -> set[str]:
 
 
 def _others(text: str, end: int, letters: str) -> set[str]:
-    """A second letter of a list: "A, B", "(A) or (B)", "A) and B)". "B. A cat" is none."""
+    """A second letter in a list: "A, B", "(A) or (B)", "A) and B)". "B. A cat" is not a list."""
     one = f"[{letters}{letters.lower()}]"
     match = re.match(
         rf"[ ,;/&]*(?i:or\s+|and\s+)?(?:[(\[]\s*({one})\s*[)\]]"
@@ -131,8 +131,7 @@ def _others(text: str, end: int, letters: str) -> set[str]:
 
 
 def _letters_after(word: str, text: str, letters: str) -> set[str]:
-    """Letters after a word such as "answer": capitals, bracketed ones, and small ones at the
-    end."""
+    """Letters after a word such as "answer": upper case, in brackets, or lower case at the end."""
     small = letters.lower()
     mark = (
         rf"{word}{_LINKS}(?:[(\[]\s*([{letters}{small}])\s*[)\]]|([{letters}])(?![A-Za-z0-9'])"
@@ -162,7 +161,7 @@ def _standing(text: str, letters: str) -> set[str]:
 
 
 def _article(text: str, at: int) -> bool:
-    """Whether the capital at this place is the article A, or the pronoun I."""
+    """Whether this upper-case letter is the article A, or the pronoun I."""
     if text[at] == "I":
         return bool(_AFTER_PRONOUN.match(text, at + 1))
     first = re.search(r"(?:^|[.!?:]\s*)$", text[:at]) is not None

@@ -1,6 +1,6 @@
 """The older script's `string_match`. WARNING: it is wrong, and exists only for old figures.
 
-It drops case, punctuation and spaces, and accepts an answer that contains the truth anywhere. So
+It ignores case, punctuation and spaces, and accepts an answer that contains the truth anywhere. So
 the truth "(A)", which becomes "a", is found in every answer with an "a" in it: "blank", "(B) a
 cat". Its figures are too high, and differ between methods by how long their answers are.
 """

@@ -13,14 +13,14 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def plain(text: str) -> str:
-    """Unicode's compatibility form (Ｂ is B, （ is a bracket), without emphasis and quotation
-    marks, without white space at its ends. Line breaks stay. Apostrophes become '."""
+    """Unicode's compatibility form (Ｂ is B, （ is a bracket), without emphasis, quotation marks,
+    and white space at its ends. Line breaks stay. Apostrophes become '."""
     text = unicodedata.normalize("NFKC", text.replace("’", "'"))
     return _MARKS.sub("", text).strip()
 
 
 def words(text: str) -> list[str]:
-    """Small letters, without punctuation and the articles a, an, the."""
+    """The words in lower case, without punctuation and the articles a, an, the."""
     cleaned = _PUNCTUATION.sub(" ", plain(text).casefold().replace("'", ""))
     result = cleaned.split()
     return [word for word in result if word not in _ARTICLES] or result

@@ -1,8 +1,8 @@
 """Judges that extract as VLMEvalKit does without an LLM ("exact_matching"), including its errors.
 
 Written from the behaviour of `vlmeval/utils/matching_util.py`, `dataset/utils/yorn.py` and
-`dataset/utils/vqa_eval.py` at commit e8e78f0. Where its judge model would be asked, the answer is
-wrong here: that is its own rule without a key.
+`dataset/utils/vqa_eval.py` at commit e8e78f0. Where it would ask its judge model, the answer counts
+as wrong, as it does in VLMEvalKit without a key.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")
 
 @dataclass(frozen=True)
 class KitOption:
-    """The only option letter among the words, if it is one of the last five words; else "answer is
-    X"; else the only option whose text is in the answer.
+    """Takes the only option letter among the words, if it is one of the last five words; else
+    "answer is X"; else the only option whose text is in the answer.
 
-    An article "A" is a letter: "A dog is in front of B" has two, "A dog" gives A.
+    The article "A" counts as a letter: "A dog is in front of B" has two, "A dog" gives A.
     """
 
     name: str = "vlmevalkit-option"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where the letter is the right one."""
+        """1 if the letter is right."""
         options = {letter.upper(): text for letter, text in question.options}
         letter = _option(answer, options) or _text(answer, options)
         return Judgement(float(letter == true_letter(question)), letter)
@@ -71,12 +71,12 @@ def _text(answer: str, options: dict[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class KitYesNo:
-    """yes or no as a word, if the other is not there too: "Yes, there is no other" is neither."""
+    """Takes yes or no as a word, unless both occur: "Yes, there is no other" is neither."""
 
     name: str = "vlmevalkit-yes-no"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where that word is the truth."""
+        """1 if that word is the truth."""
         answer_words = official_punctuation(answer.lower(), _FULL_STOP).split()
         words = [word for word in ("yes", "no") if word in answer_words]
         word = words[0] if len(words) == 1 else None

@@ -35,7 +35,7 @@ def official_punctuation(text: str, full_stop: re.Pattern[str] = _FULL_STOP) -> 
 
 
 def official_words(text: str) -> str:
-    """Small letters, number words as digits, no articles, contractions with their apostrophe."""
+    """Lower case, number words as digits, no articles, contractions with their apostrophe."""
     numbers = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in numbers if word not in ARTICLES)
 
@@ -53,7 +53,7 @@ class VqaAccuracy:
     """Leave-one-out accuracy; `truth` is the annotators' answers.
 
     Attributes:
-        fewest: annotators that a question must have.
+        fewest: the least number of annotators of a question.
         normalise: what is done to answers and truths before they are compared.
     """
 

@@ -9,7 +9,7 @@ Rules, in this order; the record names the one that decided (`rule`):
     sentence   "there is no dog", "there is a dog", if the question names that thing; in both
     directions, so that no answer is favoured
 
-All else says nothing ("I have no idea", "yes and no", "不知道"): extraction None, score 0.
+Anything else ("I have no idea", "yes and no", "不知道"): extraction None, score 0.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def true_word(question: Question) -> str:
 
 
 def word_meant(answer: str, question: str = "") -> tuple[str | None, str]:
-    """ "yes", "no" or None, and the rule that found it ("none" where none did)."""
+    """ "yes", "no" or None, and the rule that found it ("none" if none did)."""
     text = plain(answer).lower().lstrip("([<{ ")
     if not text:
         return None, "empty"

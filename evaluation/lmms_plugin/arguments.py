@@ -2,12 +2,14 @@
 
 pretrained        demo, a hub id, or a folder
 revision, dtype   of the model
-min_pixels, max_pixels  of a resized image; left out: those of lmms-eval's own qwen2_5_vl
-var               true: VAR; random: its control; left out: the plain model
+min_pixels, max_pixels
+                  of a resized image; default: those of lmms-eval's own qwen2_5_vl
+var               true: VAR; random: its control; default: the plain model
 profile           a sink profile's file, for VAR
-dims, tau, keep, max_sink_share, min_image_mass, dialect, layers   VAR's settings; lists parted
-by / decoding          checkpoint (as lmms-eval: what the checkpoint says is left at work), or
-ours seed              of sampling, where a task or the checkpoint samples
+dims, tau, keep, max_sink_share, min_image_mass, dialect, layers
+                  VAR's settings; lists are separated by /
+decoding          checkpoint (default, as in lmms-eval), or ours
+seed              of sampling, if a task or the checkpoint samples
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def generation(settings: PluginSettings, wanted: Mapping[str, Any]) -> Generatio
     return GenerationSettings(
         max_new_tokens=tokens,
         seed=settings.seed,
-        decoding=settings.decoding,  # type: ignore[arg-type]
+        decoding=settings.decoding,  # type: ignore[arg-type]  # checked by the class
     )
 
 

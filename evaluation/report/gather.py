@@ -145,7 +145,7 @@ def gather(folders: Sequence[Path], settings: CompareSettings) -> tuple[Section,
 
 @dataclass
 class _RecordPass:
-    """The values that one pass over the records keeps."""
+    """The values that are kept from one pass over the records."""
 
     judged: dict[str, list[tuple[int, Judged]]] = field(default_factory=lambda: defaultdict(list))
     failures: list[Failure] = field(default_factory=list)

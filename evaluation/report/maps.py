@@ -74,11 +74,12 @@ def _of_flip(
     settings = GenerationSettings(
         max_new_tokens=protocol.max_new_tokens,
         seed=run.seed,
-        decoding=protocol.decoding,  # type: ignore[arg-type]
+        decoding=protocol.decoding,  # type: ignore[arg-type]  # checked by the class
         reduce_heads=True,
     )
     records = {record.method: record for record in (flip.before, flip.after)}
     traces = {
+        # None stands for no VAR.
         name: generate(handle, inputs, settings, var[name])  # type: ignore[arg-type]
         for name in records
     }

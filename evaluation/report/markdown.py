@@ -38,7 +38,7 @@ def _section(section: Section, lookup: QuestionLookup) -> Iterator[str]:
         yield from _failures(section)
     if section.flips:
         yield from _flips(section, lookup)
-    yield from ("### What made this", "")
+    yield from ("### How this run was made", "")
     for name, value in facts(section):
         yield f"- {_text(name)}: {_text(value)}"
     yield ""

@@ -27,11 +27,11 @@ _KIND = {BETTER: "better", WORSE: "worse"}
 
 @dataclass(frozen=True)
 class PageContent:
-    """What a page has besides the figures.
+    """The content of a page besides its figures.
 
     Attributes:
         found: questions of each section.
-        flips: how many changed questions a section shows; all of them are in changed.csv.
+        flips: how many changed questions a section shows; changed.csv has all of them.
         maps: (section's title, question, method) -> a picture as a data URL, and its description.
     """
 
@@ -81,7 +81,7 @@ def _section(section: Section, lookup: QuestionLookup, shown: PageContent) -> It
         yield _table(table)
     yield from _failures(section)
     yield from _flips(section, lookup, shown)
-    yield "<details><summary>What made this</summary><dl>"
+    yield "<details><summary>How this run was made</summary><dl>"
     for name, value in facts(section):
         yield f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>"
     yield "</dl></details>"

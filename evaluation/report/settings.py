@@ -12,7 +12,7 @@ MOST_FLIPS = 10_000
 @explained
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report has."""
+    """What a report contains."""
 
     flips: int = setting(
         60,

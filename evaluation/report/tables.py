@@ -168,7 +168,7 @@ def _usage(section: Section) -> Table:
         *("method", "answers", "unparsable", "cut at the token limit", "tokens", "seconds"),
         *("sinks", "rows changed", "mass moved"),
     )
-    note = "Tokens and what follows are means of an answer. Unparsable answers count as wrong."
+    note = "The columns from tokens on are means per answer. Unparsable answers count as wrong."
     return Table("Answers", columns, tuple(rows), 1, note)
 
 

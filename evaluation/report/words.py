@@ -29,20 +29,20 @@ NAMES = {
     "incomplete_pairs": "pairs without both answers",
     "chair_s": "CHAIR_s (captions with a hallucination)",
     "chair_i": "CHAIR_i (hallucinated mentions)",
-    "mentions": "objects mentioned a caption",
+    "mentions": "objects mentioned per caption",
     "total": "MME score",
 }
 
 
 def figure_name(name: str) -> str:
-    """A figure's displayed name, after its subset's."""
+    """A figure's displayed name, with its subset's before it."""
     subset, dot, rest = name.rpartition(".")
     shown = NAMES.get(rest, rest.replace("_", " "))
     return f"{subset}: {shown}" if dot else shown
 
 
 def is_points(metric: TallyMetric, figure: str) -> bool:
-    """Whether a figure is not a share of 1."""
+    """Whether a figure is in points, not a fraction of 1."""
     return "*" in metric.points or figure in metric.points
 
 
@@ -94,7 +94,7 @@ def count(number: int) -> str:
 
 
 def finding(comparison: Comparison, one: Difference) -> str:
-    """One comparison as a sentence or three."""
+    """One comparison in one to three sentences."""
     metric = comparison.metric
     name = figure_name(one.figure)
     in_category = f" in {one.category}" if one.category else ""
@@ -132,16 +132,16 @@ def finding(comparison: Comparison, one: Difference) -> str:
 
 
 def could_have(comparison: Comparison, one: Difference) -> str:
-    """The differences that the sample could have shown."""
+    """The smallest differences that the sample could have shown."""
     if math.isnan(one.detectable):
-        return "How small a difference such a sample would show is not known."
+        return "The smallest difference that such a sample can show is not known."
     unit = "" if is_points(comparison.metric, one.figure) else " percentage points"
     size = change(comparison.metric, one.figure, one.detectable).removeprefix("+")
     many = len(comparison.categories if one.category else comparison.differences)
     before = " before correction" if many > 1 else ""
     return (
         f"Such a sample shows a true difference of {size}{unit} with a probability of about 80 %"
-        f"{before}; a smaller one may be there unseen."
+        f"{before}; a smaller one may remain undetected."
     )
 
 
@@ -156,14 +156,14 @@ def state(section: Section) -> str:
         parts.append(f"{count(others)} more lack a method's answer and are in no figure.")
     if section.run.missing:
         numbers = ", ".join(map(str, section.run.missing))
-        parts.append(f"Of the shards {numbers} nothing is here.")
+        parts.append(f"There are no answers of shards {numbers}.")
     if not section.complete:
         parts.insert(0, "THE RUN IS NOT COMPLETE.")
     return " ".join(parts)
 
 
 def conclusions(section: Section) -> list[str]:
-    """What the run says about every method, and of the control where there is one."""
+    """The findings for every method, and for its control if there is one."""
     comparison = section.comparison
     if comparison is None:
         return [f"Nothing can be compared: {section.reason}"]

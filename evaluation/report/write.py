@@ -24,7 +24,7 @@ from sinkscope.evaluation.report.questions import QuestionLookup, look_up
 from sinkscope.evaluation.report.settings import ReportSettings
 from sinkscope.evaluation.statistics.settings import CompareSettings
 from sinkscope.models.loading import ModelHandle
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every run is."""
+        """Whether every run is complete."""
         return all(section.complete for section in self.sections)
 
 
@@ -89,7 +89,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         paths = []
         for name, text in report.files.items():
             data = text.encode("utf-8", "replace")
-            write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+            write_bytes_atomically(folder / name, data)
             paths.append(folder / name)
     except OSError as error:
         raise ValueError(

@@ -33,7 +33,7 @@ class Resamples:
         return percentiles(self.figures[method][figure], confidence)
 
     def difference(self, method: str, baseline: str, figure: str) -> Array:
-        """float64 (B,): method's figure less the baseline's."""
+        """float64 (B,): method's figure minus the baseline's."""
         return self.figures[method][figure] - self.figures[baseline][figure]
 
 
@@ -78,7 +78,7 @@ def resample(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int
 
 
 def percentiles(values: Array, confidence: float = CONFIDENCE) -> Interval:
-    """The middle part of the draws; those on which a figure is not defined (NaN) are left out."""
+    """The ends of the middle part of the draws; undefined figures (NaN) are left out."""
     kept = values[~np.isnan(values)]
     if not len(kept):
         return Interval(float("nan"), float("nan"))
@@ -87,8 +87,8 @@ def percentiles(values: Array, confidence: float = CONFIDENCE) -> Interval:
 
 
 def p_value(differences: Array) -> float:
-    """Two-sided p of no difference: twice the share of draws on the other side of 0, by the draws'
-    own distribution, never below 2 / (B + 1). NaN if no draw is defined."""
+    """Two-sided p of no difference: twice the share of draws on the other side of 0, never below
+    2 / (B + 1). NaN if no draw is defined."""
     kept = differences[~np.isnan(differences)]
     if not len(kept):
         return float("nan")
@@ -99,7 +99,7 @@ def p_value(differences: Array) -> float:
 
 
 def standard_error(differences: Array) -> float:
-    """Standard deviation of the draws; NaN where fewer than two are defined."""
+    """Standard deviation of the draws; NaN if fewer than two are defined."""
     kept = differences[~np.isnan(differences)]
     return float(np.std(kept, ddof=1)) if len(kept) > 1 else float("nan")
 

@@ -58,7 +58,7 @@ class Difference:
         value, base: the figure of both.
         interval: of value - base.
         p, adjusted: before and after Holm's correction; NaN for a figure without a verdict.
-        test: which one.
+        test: its name.
         detectable: the smallest true difference that this sample would have shown (power 0.8, alpha
             before correction).
         fixed, broken, same: questions whose score rose, fell, stayed.
@@ -86,13 +86,13 @@ class Difference:
 
     @property
     def difference(self) -> float:
-        """The method's figure less the other's."""
+        """The method's figure minus the other's."""
         return self.value - self.base
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of a run.
+    """All comparisons of a run.
 
     Attributes:
         metric: what the figures are.
@@ -217,7 +217,7 @@ class _Part:
     def _unchanged(self, figure: str, value: float) -> Interval:
         """The interval if every draw is the same, when the bootstrap would report certainty. For a
         share: at most as many clusters may differ as Wilson's interval of 0 of C allows. For
-            another figure it is unknown."""
+        another figure it is unknown."""
         if not self._is_share(figure):
             return Interval(math.nan, math.nan)
         room = wilson(0, self.draws.clusters, self.settings.confidence).high

@@ -1,4 +1,4 @@
-"""What a task is, and what the files of the tasks share: rows into questions, words of prompts."""
+"""The type of a task, and what the tasks share: reading rows into questions, texts of prompts."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class Task:
     """One benchmark.
 
     Attributes:
-        name: of `--task`.
-        about: one line.
-        read: its questions, in the data's order, from opened data (None if it needs none).
+        name: the value of `--task`.
+        about: one line for the list of tasks.
+        read: reads its questions, in the data's order, from opened data (None if it needs none).
         protocols: at least `fixed`, the first one.
         hub: its dataset on the hub; None if it has none.
         tables: of the dataset that it reads.
-        data: what `--data` may be where there is no dataset; "" where no data is needed.
-        endless: whether there are always more questions, so that a limit is needed.
-        parts: the categories that it has, where they are known.
+        data: what `--data` may be if there is no dataset; "" if no data is needed.
+        endless: whether there is no last question, so that a limit is needed.
+        parts: its categories, if they are known in advance.
         joined: tables without questions that are joined with the questions.
     """
 
@@ -68,7 +68,7 @@ class Task:
     joined: tuple[Table, ...] = ()
 
     def protocol(self, name: str) -> Protocol:
-        """The protocol of a name.
+        """The task's protocol of this name.
 
         Raises:
             ValueError: the task has none of this name.
@@ -83,7 +83,7 @@ class Task:
 
 
 class RowFault(ValueError):  # noqa: N818  (recorded as the row's fault, and ends nothing)
-    """A row that cannot be asked; the text says what is wrong and not where."""
+    """A row that gives no question; the text says what is wrong, not where."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,17 @@ def items(
     name: Callable[[Row], str],
     needed: Sequence[str] = (),
 ) -> Iterator[Item]:
-    """Rows into questions; a row that cannot be asked becomes a `Faulty`.
+    """The questions of rows; a row that gives no question becomes a `Faulty`.
 
     Args:
         rows: of a table.
-        make: a question of a row. What it raises as `RowFault` or `RecordError` is the row's fault.
-        name: the id of a row that `make` refuses.
-        needed: columns without which nothing can be asked.
+        make: makes the question of a row, or raises `RowFault` or `RecordError`.
+        name: gives the id of a row that `make` refuses.
+        needed: columns that every question needs.
 
     Raises:
-        ValueError: the first row that can be read lacks a needed column; those that there are are
-            named. A later row that lacks one (of JSON lines, where each row has its own) is that
-            row's fault.
+        ValueError: the first row that can be read lacks a needed column; the existing ones are
+            named. A later row that lacks one (possible in JSON lines) becomes a `Faulty`.
     """
     first = True
     for row in rows:
@@ -136,16 +135,16 @@ def items(
 
 
 def _category(row: Row) -> str:
-    """Of a row that cannot be asked; "" where it does not say."""
+    """The category of a faulty row; "" if it has none."""
     known = (row.values.get(key) for key in ("sub_task", "category"))
     return next((value for value in known if isinstance(value, str)), "")
 
 
 def text(row: Row, name: str) -> str:
-    """A text of a row.
+    """The text in a column of a row.
 
     Raises:
-        RowFault: it is empty or none.
+        RowFault: it is empty or not a text.
     """
     value = column(row, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
@@ -168,15 +167,15 @@ def pictures(row: Row, *columns: str) -> tuple[StoredPicture, ...]:
 
 
 def shared_image(pictures: Sequence[StoredPicture]) -> str:
-    """The cluster of a question whose data names none: its first image, by path or bytes, so that
-    questions about one image are never taken for independent."""
+    """The cluster of a question if its data names none: its first image, by path or bytes, because
+    questions about one image are not independent."""
     reference = pictures[0].reference
     name = image_name(reference)
     return posixpath.normpath(name) if reference.encoding == "file" else name
 
 
 def lettered(texts: Sequence[Any]) -> Options:
-    """Options A, B, ... of their texts.
+    """Options with the letters A, B, ... before their texts.
 
     Raises:
         RowFault: there are fewer than two or more than the alphabet has letters.
@@ -190,7 +189,7 @@ def letter_of(value: Any, options: Options) -> str:
     """The truth's letter, from "(A)", "a" or "A.".
 
     Raises:
-        RowFault: it is empty, or no letter of the options.
+        RowFault: it is empty, or is not a letter of the options.
     """
     text = "" if value is None else str(value).strip()
     if not text:
@@ -235,7 +234,7 @@ def lmms_protocol(
     max_new_tokens: int,
     note: str = "",
 ) -> Protocol:
-    """lmms-eval's protocol of a task; `note` is what this task says behind `LMMS_NOTE`."""
+    """lmms-eval's protocol of a task; `note` is added after `LMMS_NOTE`."""
     return Protocol(
         "lmms-eval",
         prompt,
@@ -261,11 +260,11 @@ def option_lines(options: Options) -> str:
 
 
 def kit_choice(question: Question) -> str:
-    """VLMEvalKit's prompt of a multiple choice, with a Chinese instruction where the question or an
+    """VLMEvalKit's prompt of a multiple choice, with a Chinese instruction if the question or an
     option has a Chinese character."""
     lines = "".join(f"{letter}. {option}\n" for letter, option in question.options)
-    asked = f"Question: {question.text}\nOptions:\n{lines}"
-    return asked + (KIT_CHOICE_CHINESE if _CHINESE.search(asked) else KIT_CHOICE)
+    prompt = f"Question: {question.text}\nOptions:\n{lines}"
+    return prompt + (KIT_CHOICE_CHINESE if _CHINESE.search(prompt) else KIT_CHOICE)
 
 
 def kit_shortly(question: Question) -> str:

@@ -45,7 +45,7 @@ _IMAGES = ("image_1", "image_2", "image_3", "image_4")
 
 
 def read(data: Data | None) -> Iterator[Item]:
-    """The parts one after the other."""
+    """The questions, one part after the other."""
     assert data is not None
     needed = ("idx", "prompt", "choices", "answer", "image_1")
     for table in data.tables:
@@ -79,7 +79,7 @@ def prompt(question: Question) -> str:
 
 
 def kit_prompt(question: Question) -> str:
-    """VLMEvalKit's: the bare question, and the options as lines."""
+    """VLMEvalKit's: only the question, and the options as lines."""
     bare = str(question.fields.get("question") or question.text)
     return kit_choice(Question(question.id, bare, (), question.truth, question.options))
 

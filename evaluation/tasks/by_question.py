@@ -1,4 +1,4 @@
-"""The judge of files whose questions differ: each answer is judged by what its question asks."""
+"""A judge for files with different kinds of questions: each answer is judged by its question's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from sinkscope.evaluation.judges.yes_no import YesNo
 
 @dataclass(frozen=True)
 class ByQuestion:
-    """`option_letter` where there are options, `yes_no` where the truth is one of the two,
-    `vqa_accuracy` where there are enough annotators, else `exact_match`; `details["judge"]` says
-    which."""
+    """`option_letter` if there are options, `yes_no` if the truth is yes or no, `vqa_accuracy` if
+    there are enough annotators, else `exact_match`; `details["judge"]` names it."""
 
     name: str = "by_question"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """As that judge does."""
+        """The judgement of that judge."""
         chosen = judge_for(question)
         judgement = chosen.judge(answer, question)
         return replace(judgement, details={**judgement.details, "judge": chosen.name})

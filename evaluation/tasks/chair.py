@@ -1,9 +1,8 @@
 """CHAIR (Rohrbach et al., 2018): objects that a caption names and the picture does not have.
 
-The data is a folder with COCO as it is published: `annotations/instances_val2014.json`,
-`annotations/captions_val2014.json`, and the images in `val2014/`. Questions come in a fixed order
-that has nothing to do with the images' ids, so that `--limit 500` is a random sample, always the
-same.
+The data is a folder with COCO as published: `annotations/instances_val2014.json`,
+`annotations/captions_val2014.json`, and the images in `val2014/`. Questions come in a fixed random
+order, so that `--limit 500` is always the same random sample.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ REQUEST = "Please describe this image in detail."
 
 
 def read(data: Data | None) -> Iterator[Item]:
-    """One question an image that has annotated objects. Its objects are those annotated, and those
-    that its captions name.
+    """One question for each image with annotated objects. Its objects are the annotated ones and
+    those that its captions name.
 
     Raises:
         ValueError: a file is missing, or is not a COCO annotation.

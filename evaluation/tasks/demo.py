@@ -1,4 +1,4 @@
-"""The bundled model's scenes: drawn questions with exact answers, as many as are wanted.
+"""The bundled model's scenes: drawn questions with exact answers, without end.
 
 Each scene is asked one question of every kind that it allows; questions of one scene are one
 cluster. No training run has seen these scenes, nor do the model card or the finding of sinks use
@@ -25,18 +25,18 @@ SEED = 4  # the first number of these scenes' seeds; training, card and sinks ha
 
 
 def read(data: Data | None) -> Iterator[Question]:
-    """Questions without end, scene by scene."""
+    """An endless stream of questions, scene by scene."""
     for index in itertools.count():
         width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
         drawn = scene((SEED, index), width, height)
         picture = LoadedPicture(Image.fromarray(drawn.image))
-        for asked in questions(drawn, KINDS):
+        for drawn_question in questions(drawn, KINDS):
             yield Question(
-                id=f"scene-{index}-{asked.kind}",
-                text=asked.prompt,
+                id=f"scene-{index}-{drawn_question.kind}",
+                text=drawn_question.prompt,
                 pictures=(picture,),
-                truth=asked.answer,
-                category=asked.kind,
+                truth=drawn_question.answer,
+                category=drawn_question.kind,
                 cluster=f"scene-{index}",
                 fields={"objects": len(drawn.objects)},
             )

@@ -1,7 +1,7 @@
 """GQA (Hudson and Manning, 2019), balanced test-dev: compositional questions about 398 images.
 
-Questions and images are two tables, joined by `imageId`. The images, still compressed, are kept in
-memory while the questions are read: as many as the split has, however long a run is.
+Questions and images are two tables, joined by `imageId`. All images of the split are kept in
+memory, compressed, while the questions are read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read(data: Data | None) -> Iterator[Item]:
     """The questions, each with its image.
 
     Raises:
-        ValueError: one of the two tables was given as a file by itself.
+        ValueError: only one of the two tables was given, as a file.
     """
     assert data is not None
     if IMAGES not in data.tables:

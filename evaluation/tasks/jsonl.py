@@ -45,7 +45,7 @@ def question_of(row: Row) -> Question:
 
     Raises:
         RowFault, records.record.RecordError: it has no image, question or answer, or the answer is
-            none of the options.
+            not one of the options.
     """
     record = record_of(dict(row.values), row.number, row.where)
     keys = ", ".join(list(map(str, row.values))[:_MOST_KEYS])
@@ -73,10 +73,10 @@ def question_of(row: Row) -> Question:
 
 
 def truth_of(record: Record, options: Options, annotators: object = None) -> object:
-    """A letter where there are options; annotators' answers, where there are several; a text.
+    """A letter if there are options; the annotators' answers if there are several; else a text.
 
     Raises:
-        RowFault: it is none of the options.
+        RowFault: it is not one of the options.
     """
     answer = record.answer or ""
     if not options:
@@ -94,7 +94,7 @@ def truth_of(record: Record, options: Options, annotators: object = None) -> obj
 
 
 def prompt(question: Question) -> str:
-    """The question, with its options as lines where it does not name them itself."""
+    """The question, with its options as lines unless its text contains them."""
     if not question.options or all(option in question.text for _, option in question.options):
         return question.text
     lines = "\n".join(f"{letter}. {option}" for letter, option in question.options)

@@ -36,10 +36,10 @@ TASKS: tuple[Task, ...] = (
 
 
 def task_named(name: str) -> Task:
-    """The task of a name.
+    """The task of this name.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none.
     """
     for task in TASKS:
         if task.name == name:

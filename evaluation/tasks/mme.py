@@ -1,4 +1,4 @@
-"""MME (Fu et al., 2023): yes or no about perception and cognition, two questions an image."""
+"""MME (Fu et al., 2023): yes or no about perception and cognition, two questions for each image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REQUEST = " Please answer yes or no."
 
 
 def read(data: Data | None) -> Iterator[Item]:
-    """The test split: two questions an image."""
+    """The test split: two questions for each image."""
     assert data is not None
     needed = ("question_id", "category", "question", "answer", "image")
     for table in data.tables:

@@ -1,4 +1,4 @@
-"""MMVP (Tong et al., 2024): 150 pairs of images that CLIP takes for alike, one question a pair.
+"""MMVP (Tong et al., 2024): 150 pairs of images that CLIP confuses, with a question for each pair.
 
 Four answers of the first release are swapped (github.com/tsb0601/MMVP, issue 30): questions 99,
 100, 279 and 280. They are corrected here whichever release is read, as lmms-eval does.

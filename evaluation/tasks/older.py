@@ -87,15 +87,15 @@ def _turn(row: Row, index: int) -> str:
 
 
 def options_in(question: str) -> Options:
-    """The options that a question writes as `(A) x (B) y`, or one per line; none where its letters
-    do not begin with A and go on without a gap."""
+    """The options that a question writes as `(A) x (B) y`, or one per line; empty if its letters
+    are not A, B, ... without a gap."""
     options = [(letter, option.strip()) for letter, option in _OPTION.findall(question)]
     letters = "".join(letter for letter, _ in options)
     return tuple(options) if len(options) > 1 and letters == "ABCDEFGH"[: len(options)] else ()
 
 
 def _truth(truth: str, options: Options) -> str:
-    """The letter that the truth names by itself, by its text, or before its text."""
+    """The letter of the truth, which is a letter, an option's text, or both."""
     if not options:
         return truth
     same = [letter for letter, text in options if text.casefold() == truth.casefold()]
@@ -106,7 +106,7 @@ def _truth(truth: str, options: Options) -> str:
 
 
 def prompt(question: Question) -> str:
-    """The question as it stands."""
+    """The question, unchanged."""
     return question.text
 
 

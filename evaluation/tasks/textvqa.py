@@ -1,4 +1,4 @@
-"""TextVQA (Singh et al., 2019): what is written in a picture; ten annotators a question."""
+"""TextVQA (Singh et al., 2019): reading text in pictures; ten annotators for each question."""
 
 from __future__ import annotations
 

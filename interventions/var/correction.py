@@ -3,19 +3,18 @@
 The method rescales three groups of keys, so with attention a, values v, sinks S, vision tokens V,
 targets T = V without sinks, and freed = (1 - keep) * sum of a over S:
 
-    out' = out - (1 - keep) * sum over S of a_j v_j + freed * (sum over T of a_j v_j) / (sum over T
-    of a_j)
+    out' = out - (1 - keep) * sum over S of a_j v_j
+               + freed * (sum over T of a_j v_j) / (sum over T of a_j)
 
 Two forms give the same numbers:
 
 - rows: the exact softmax rows, a block of query rows at a time. Best for few rows, and works on any
-device.
-- lse: the last quotient IS the output of a fused kernel over only the targets, the mass
-of a group follows from
-  two log-sum-exps, and the sinks are a handful of columns. Nothing grows with rows x keys.
+  device.
+- lse: the last quotient is the output of a fused kernel over only the targets, the mass of a group
+  follows from two log-sum-exps, and the sinks are a few columns. Nothing grows with rows x keys.
 
-The targets are attended to on their own, instead of subtracting the sinks from the whole image:
-where sinks hold most of the image's attention, that difference would lose its digits.
+The second form attends to the targets alone instead of subtracting the sinks from the whole image:
+where sinks have most of the image's attention, that difference would lose its digits.
 """
 
 from __future__ import annotations

@@ -115,10 +115,10 @@ class VARIntervention(ActiveIntervention):
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Allocate the tensors of the layers on a device: before the prefill, because copies to a
         GPU wait for its work. Those of another device are allocated when needed."""
-        place = torch.empty(0, device=device).device
-        self._begin(place, dtype)
+        resolved = torch.empty(0, device=device).device
+        self._begin(resolved, dtype)
         if any(row_settings is not None for row_settings in self._settings):
-            self._parameters.on(place, dtype)
+            self._parameters.on(resolved, dtype)
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """The residual stream (B, N, D) at the input of a layer."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from sinkscope.sinks.figures.style import (
     GREY,
     ORDINARY,
     SINK,
-    finish,
+    add_title,
     layer_axis,
     legend,
     place_tau,
@@ -89,7 +90,7 @@ def save_plots(
             if kind == "pdf":
                 options["metadata"] = {"CreationDate": None}
             path = folder / f"{name}.{kind}"
-            write_atomically(path, lambda file, f=figure, o=options: print_figure(f, file, **o))  # type: ignore[misc]
+            write_atomically(path, partial(print_figure, figure, **options))
             written.append(path)
     return written
 
@@ -135,7 +136,7 @@ def phi_by_layer(findings: Findings) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     legend(axes)
-    finish(figure, f"Sink score by layer, {findings.model.id}", _about(findings))
+    add_title(figure, f"Sink score by layer, {findings.model.id}", _about(findings))
     return figure
 
 
@@ -197,7 +198,7 @@ def contrast_matrix(findings: Findings) -> Figure:
         "\u25cf: all thresholds hold; grey: no candidate in this layer; bold: taken."
     )
     title = f"Dimensions by layer, {findings.model.id}"
-    finish(figure, title, how + more, _about(findings))
+    add_title(figure, title, how + more, _about(findings))
     return figure
 
 
@@ -229,7 +230,7 @@ def tau_sweep(findings: Findings) -> Figure:
     shares_axis(axes, "flagged (phi > tau)")
     tau_axis(axes, taus, findings.tau)
     legend(axes)
-    finish(figure, f"What a threshold flags, {findings.model.id}", _about(findings))
+    add_title(figure, f"What a threshold flags, {findings.model.id}", _about(findings))
     return figure
 
 

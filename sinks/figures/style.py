@@ -78,7 +78,7 @@ def legend(axes: Axes, columns: int = 2) -> None:
     )
 
 
-def finish(figure: Figure, title: str, *lines: str) -> None:
+def add_title(figure: Figure, title: str, *lines: str) -> None:
     """Add the title above and footnotes below, in the common style."""
     figure.suptitle(title, fontsize=11, parse_math=False)
     width = int(17 * figure.get_figwidth())

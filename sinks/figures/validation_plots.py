@@ -15,7 +15,7 @@ from sinkscope.sinks.figures.style import (
     ORDINARY,
     PURPLE,
     SINK,
-    finish,
+    add_title,
     layer_axis,
     legend,
     plain,
@@ -54,7 +54,9 @@ def agreement(validation: Validation) -> Figure:
         f"over layers {both.macro_precision:.0%} and {both.macro_recall:.0%}. A layer that flags "
         "nothing where nothing stands out counts as 100 %."
     )
-    finish(figure, f"Agreement with attention, {validation.model.id}", overall, *_held(validation))
+    add_title(
+        figure, f"Agreement with attention, {validation.model.id}", overall, *_held(validation)
+    )
     return figure
 
 
@@ -98,7 +100,9 @@ def validation_sweep(validation: Validation) -> Figure:
         lower.text(0.5, 0.5, "nothing was hidden", transform=lower.transAxes, ha="center")
     tau_axis(lower, taus, validation.profile.tau, at=upper)
     title = f"Profile at other thresholds, {validation.model.id}"
-    finish(figure, title, f"Grey band: {margin:g} nats, which count as none.", *_held(validation))
+    add_title(
+        figure, title, f"Grey band: {margin:g} nats, which count as none.", *_held(validation)
+    )
     return figure
 
 
@@ -144,7 +148,7 @@ def masking_effect(validation: Validation) -> Figure:
         f"within {margin:g} nats, which counts as none. Negative: the answer gets less probable."
     )
     title = f"What hiding them does, {validation.model.id}"
-    finish(figure, title, about, *_held(validation))
+    add_title(figure, title, about, *_held(validation))
     return figure
 
 

@@ -59,7 +59,7 @@ class BatchReducer:
         self._where[layer] = device
         self._by_device[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
 
-    def finish(self) -> list[dict[str, Tensor]]:
+    def statistics(self) -> list[dict[str, Tensor]]:
         """All statistics of each sample, with layers as the first axis, on the CPU. Copies once
         from each device."""
         held = {device: reducer.read() for device, reducer in self._by_device.items()}

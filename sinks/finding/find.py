@@ -192,6 +192,7 @@ class StoredStats(Sequence[SampleStats]):
     def __len__(self) -> int:
         return len(self._files)
 
+    # No slices are taken.
     def __getitem__(self, index: int) -> SampleStats:  # type: ignore[override]
         return SampleStats.open(*self._files[index])
 
@@ -264,18 +265,18 @@ def _memory_errors_named(
 
 def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:
     """The information about a sample that findings store."""
-    asked = next((sample for sample in samples.samples if sample.id == stats.id), None)
-    if asked is None:
+    match = next((sample for sample in samples.samples if sample.id == stats.id), None)
+    if match is None:
         return UsedSample(stats.id, stats.fingerprint, stats.images)
     return UsedSample(
         stats.id,
         stats.fingerprint,
         stats.images,
-        asked.prompt,
-        asked.answer,
-        asked.where,
-        asked.system,
-        asked.history,
+        match.prompt,
+        match.answer,
+        match.where,
+        match.system,
+        match.history,
     )
 
 

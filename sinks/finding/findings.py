@@ -17,7 +17,7 @@ from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.untrusted import dataclass_from, read_json
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 FORMAT = "sinkscope-findings-1"
 Kind = Literal["sink", "first token", "always on", "none"]
@@ -319,7 +319,7 @@ class Findings:
     def save(self, path: Path) -> None:
         """Write JSON; the file is either complete or not written."""
         text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_bytes_atomically(path, text.encode())
 
     @staticmethod
     def open(path: Path) -> Findings:

@@ -136,7 +136,7 @@ def _forward(
     with handle.lock, attached(handle, prompts, [probe]) as session:
         given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
         handle.model(**given, use_cache=False, logits_to_keep=1)
-    statistics = session[probe].finish()
+    statistics = session[probe].statistics()
     statistics_of = [
         SampleStats(
             id=sample.id,
@@ -155,7 +155,7 @@ def _forward(
 
 @dataclass(frozen=True)
 class LayerStatistics(Probe):
-    """Statistics of each batch row: `session[probe].finish()`, once the pass is over.
+    """Statistics of each batch row: `session[probe].statistics()`, once the pass is over.
 
     Attributes:
         settings: how tokens are chosen.
@@ -210,9 +210,9 @@ class _OneByOne:
             pad = self._length - sample.length
             sample.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
 
-    def finish(self) -> list[dict[str, Tensor]]:
+    def statistics(self) -> list[dict[str, Tensor]]:
         """All statistics of each sample, with layers as the first axis."""
-        return [sample.finish() for sample in self._samples]
+        return [sample.statistics() for sample in self._samples]
 
 
 class _Reducer:
@@ -227,7 +227,7 @@ class _Reducer:
         self._text = _gaps(self._spans, layout.length)
         self._layers: dict[int, dict[str, Tensor]] = {}
 
-    def finish(self) -> dict[str, Tensor]:
+    def statistics(self) -> dict[str, Tensor]:
         """All statistics with the layers as first axis."""
         layers = [self._layers[layer] for layer in sorted(self._layers)]
         return {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}

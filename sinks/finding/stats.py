@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sinkscope.untrusted import open_regular, parse_json
-from sinkscope.utils import sha256, write_atomically
+from sinkscope.utils import sha256, write_bytes_atomically
 
 FORMAT = "sinkscope-sample-1"
 TOP = 16  # number of largest m stored for each vision token
@@ -105,7 +105,7 @@ class SampleStats:
             "sample_checksum": sha256(sample.encode()),
         }
         data = save(tensors, about)
-        write_atomically(path, lambda file: file.write(data))
+        write_bytes_atomically(path, data)
 
     @staticmethod
     def open(path: Path, key: str) -> SampleStats:

@@ -16,7 +16,7 @@ from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.untrusted import dataclass_from, read_json
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 
 FORMAT, VERSION = "sinkscope-validation", 1
 SetName = Literal["sinks", "random", "random_dims", "attended", "image"]
@@ -256,7 +256,7 @@ class Validation:
         """
         values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_bytes_atomically(path, text.encode())
 
     @staticmethod
     def open(path: Path) -> Validation:

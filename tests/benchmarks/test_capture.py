@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_help_loads_no_torch() -> None:
-    told = (
+    script = (
         "import sys, sinkscope.benchmarks.__main__\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
     shown = CliRunner().invoke(app, ["capture", "--help"])
@@ -51,9 +51,9 @@ def test_all_ways_give_the_same_answer_and_mark_every_token() -> None:
     handle = build_handle("tiny", "cpu", torch.float32)
     inputs = build_prompt(handle, 120)
     answers = {}
-    for name, way in VARIANTS.items():
+    for name, variant in VARIANTS.items():
         marks: list[None] = []
-        answers[name] = way(handle, inputs, 5, lambda marks=marks: marks.append(None))  # type: ignore[misc]
+        answers[name] = variant(handle, inputs, 5, lambda marks=marks: marks.append(None))  # type: ignore[misc]
         assert len(marks) == 5
     assert len(answers["plain"]) == 5
     assert set(answers.values()) == {answers["plain"]}
@@ -75,8 +75,8 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in result["lengths"]:
         assert row["same_tokens"]
         assert row["ways"]["plain"]["total_ratio"] == 1
-        assert all(way["total_seconds"] > 0 for way in row["ways"].values())
-        asks = {name: way["asks"]["operations"] for name, way in row["ways"].items()}
+        assert all(variant["total_seconds"] > 0 for variant in row["ways"].values())
+        asks = {name: variant["asks"]["operations"] for name, variant in row["ways"].items()}
         assert asks["again"] == asks["plain"] > 50
         assert row["settled"]["runs"] >= 1
     assert result["floor"]["seconds"] > 0

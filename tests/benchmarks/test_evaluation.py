@@ -24,7 +24,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     result = evaluation.measure("demo", "cpu", "float32", 2, repeats=1, threads=1)
     assert set(result["ways"]) == set(evaluation.VARIANTS)
     assert result["ways"]["default"]["ratio"] == 1
-    assert all(way["ratio"] > 0 for way in result["ways"].values())
+    assert all(variant["ratio"] > 0 for variant in result["ways"].values())
     assert ("default",) in asked and ("default", "var") in asked and ("var",) in asked
     said = evaluation.table(result)
     assert all(words in said for words in evaluation.VARIANTS.values())

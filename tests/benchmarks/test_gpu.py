@@ -37,7 +37,7 @@ def test_checks_of_one_model(tmp_path: Path) -> None:
     assert "not judged here" in said
     capture = checks["capture"]
     assert set(capture["each_by_floor"]) == set(capture["ways"]) >= {"again", "ours", "graph"}
-    assert all(way["asks"]["operations"] > 0 for way in capture["ways"].values())
+    assert all(variant["asks"]["operations"] > 0 for variant in capture["ways"].values())
     assert checks["memory"]["payload_bytes"] > 0
     exact = checks["exact"]
     assert exact["float32"]["rows_largest"] < 1e-3 and exact["float32"]["layers"] == 2

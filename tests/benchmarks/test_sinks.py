@@ -17,16 +17,16 @@ pytestmark = pytest.mark.tiny
 def test_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
 
-    def peak(way: str, *args: Any, returned_at_once: bool) -> int:
-        asked.append((way, returned_at_once))
-        return 1000 if way == "forward" else 1020 + 10 * len(asked)
+    def peak(variant: str, *args: Any, returned_at_once: bool) -> int:
+        asked.append((variant, returned_at_once))
+        return 1000 if variant == "forward" else 1020 + 10 * len(asked)
 
     monkeypatch.setattr(memory, "peak_extra", peak)
     result = sinks.measure("tiny", "cpu", "auto", [128], 1, repeats=1, threads=1, memory=True)
     (row,) = result["rows"]
     assert set(row["ways"]) == set(sinks.VARIANTS) == set(VARIANTS)
     assert row["ways"]["forward"]["ratio"] == 1
-    assert all(way["ratio"] > 0 for way in row["ways"].values())
+    assert all(variant["ratio"] > 0 for variant in row["ways"].values())
     (peaks,) = result["memory"]["rows"]
     assert asked == [("forward", True), ("received", True)] * 3
     assert peaks["extra"] == pytest.approx(0.06)  # the median of 1040, 1060 and 1080, by 1000

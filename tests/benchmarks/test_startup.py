@@ -24,8 +24,8 @@ def test_one_process() -> None:
 
 def test_what_is_held() -> None:
     one = {"processor": 1.0, "least": 0.9, "clock": 1.5, "ratio": 1.0}
-    ways = {name: dict(one) for name in startup.WORDS}
-    result = {"rounds": 1, "aim": startup.AIM, "most": 1.0, "held": True, "ways": ways}
+    variants = {name: dict(one) for name in startup.WORDS}
+    result = {"rounds": 1, "aim": startup.AIM, "most": 1.0, "held": True, "ways": variants}
     text = startup.table(result)
     assert all(words in text for words in startup.WORDS.values())
     assert "yes (1.00)" in text and "1.00 times the model's class alone" in text

@@ -17,7 +17,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert result["dtype"] == "float32"
     assert set(row["ways"]) == set(var.VARIANTS)
     assert row["ways"]["plain"]["total_ratio"] == 1
-    assert all(way["total_ratio"] > 0 for way in row["ways"].values())
+    assert all(variant["total_ratio"] > 0 for variant in row["ways"].values())
     assert all(words in var.table(result) for words in var.VARIANTS.values())
     var.plot(result, tmp_path / "var.png")
     assert (tmp_path / "var.png").stat().st_size > 5000

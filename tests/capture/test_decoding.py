@@ -362,8 +362,8 @@ def test_what_cannot_be_captured_is_refused_by_name(
     with pytest.raises(ValueError, match=rf"cannot be followed: .*{name} is .*'ours'"):
         generate(handle, inputs, FOLLOWED)
     assert not handle.lock.locked()
-    told = generate(handle, inputs, GREEDY).extra["decoding"]
-    assert name in told["refused"][0]
+    reported = generate(handle, inputs, GREEDY).extra["decoding"]
+    assert name in reported["refused"][0]
 
 
 @pytest.mark.tiny
@@ -502,12 +502,14 @@ def test_stop_ends_both_answers_with_the_same_token_whoever_presses_it(
     for presses in ("baseline", "var"):
         stop = threading.Event()
 
-        def told(name: str, *_: object, stop: threading.Event = stop, by: str = presses) -> None:
+        def reported(
+            name: str, *_: object, stop: threading.Event = stop, by: str = presses
+        ) -> None:
             if name == by:
                 stop.set()
 
         var = VARSettings(dims=(0,), tau=2.0)
-        pair = compare(handle, inputs, GREEDY, var, on_token=told, stop=stop)
+        pair = compare(handle, inputs, GREEDY, var, on_token=reported, stop=stop)
         assert [len(t.tokens) for t in (pair.baseline, pair.var)] == [1, 1]
         assert pair.baseline.finish_reason == pair.var.finish_reason == "stopped"
 
@@ -523,8 +525,8 @@ def test_a_trace_says_what_the_checkpoint_would_have_done(
     values = {"do_sample": True, "temperature": 1e-6, "top_k": 50, "repetition_penalty": 1.05}
     words = "sampling (temperature 1e-06, top k 50), repetition penalty 1.05"
     trace = generate(handle, inputs, GREEDY)
-    told = {"used": {"max_new_tokens": TOKENS}, "checkpoint": values, "words": words}
-    assert trace.settings["decoding"] == "ours" and trace.extra["decoding"] == told
+    reported = {"used": {"max_new_tokens": TOKENS}, "checkpoint": values, "words": words}
+    assert trace.settings["decoding"] == "ours" and trace.extra["decoding"] == reported
     assert "decoding" not in shown_settings(trace)
     followed = generate(handle, inputs, FOLLOWED)
     assert followed.extra["decoding"]["used"] == {**values, "max_new_tokens": TOKENS}

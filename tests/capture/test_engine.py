@@ -240,18 +240,18 @@ def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 def test_stop_at_the_third_token(handle: ModelHandle, one: PromptInputs, ahead: bool) -> None:
     def run(settings: GenerationSettings) -> tuple[GenerationTrace, list[int]]:
-        stop, told = threading.Event(), list[int]()
+        stop, tokens_seen = threading.Event(), list[int]()
 
         def on_token(index: int, token: GeneratedToken) -> None:
-            assert index == len(told)
-            told.append(token.id)
+            assert index == len(tokens_seen)
+            tokens_seen.append(token.id)
             if index == 2:
                 stop.set()
 
-        return generate(handle, one, settings, VAR, on_token=on_token, stop=stop), told
+        return generate(handle, one, settings, VAR, on_token=on_token, stop=stop), tokens_seen
 
-    (steps, told), (loop, theirs) = run(stepped(GREEDY)), run(GREEDY)
-    assert told == theirs == ids(steps) and len(told) == 3
+    (steps, tokens_seen), (loop, theirs) = run(stepped(GREEDY)), run(GREEDY)
+    assert tokens_seen == theirs == ids(steps) and len(tokens_seen) == 3
     assert steps.finish_reason == "stopped"
     assert_equal(steps, loop)
 
@@ -338,11 +338,11 @@ def by_steps(
     decoding = decoding_for(handle, settings, inputs.layout.length)
     every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
     rows = TraceRows(*every, settings.max_new_tokens)
-    told = TokenProbe(handle.tokenizer)
-    ending = decoding.ending(handle, [told])
-    run = StepRun(inputs, settings, None, decoding, (rows,), (), acting, (told,), ending)
+    tokens_seen = TokenProbe(handle.tokenizer)
+    ending = decoding.ending(handle, [tokens_seen])
+    run = StepRun(inputs, settings, None, decoding, (rows,), (), acting, (tokens_seen,), ending)
     made = answer_by_steps(handle, run)
-    return [token.id for token in told.tokens], made.session[rows]
+    return [token.id for token in tokens_seen.tokens], made.session[rows]
 
 
 def by_loop(
@@ -364,7 +364,7 @@ def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> 
     steps, mine = by_steps(handle, one, GREEDY, *acting)
     loop, theirs = by_loop(handle, one, GREEDY, *acting)
     assert steps == loop != by_loop(handle, one, GREEDY)[0]
-    for got, true in zip(mine.finish(len(steps)), theirs.finish(len(steps)), strict=True):
+    for got, true in zip(mine.recorded(len(steps)), theirs.recorded(len(steps)), strict=True):
         torch.testing.assert_close(got.float(), true.float(), rtol=1.1e-3, atol=5e-6)
     assert len(store_of(handle)) == 0
     # One that acts only on the prompt is gone before the first step.

@@ -111,15 +111,17 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(
         raise RecordingFailedError("RuntimeError: operation not permitted")
 
     monkeypatch.setattr(answering, "record", refused)
-    told: list[int] = []
-    steps = generate(handle, inputs, SAMPLED, VAR, on_token=lambda i, token: told.append(token.id))
+    reported: list[int] = []
+    steps = generate(
+        handle, inputs, SAMPLED, VAR, on_token=lambda i, token: reported.append(token.id)
+    )
     assert steps.extra["engine"] == {
         "asked": "graph",
         "used": "step",
         "why": "the step cannot be recorded: RuntimeError: operation not permitted",
     }
     loop = generate(handle, inputs, looped(SAMPLED), VAR)
-    assert told == ids(steps) == ids(loop)
+    assert reported == ids(steps) == ids(loop)
     torch.testing.assert_close(steps.shares, loop.shares, rtol=0, atol=1e-6)
 
 
@@ -144,16 +146,20 @@ def test_a_full_device_falls_back_to_the_loop(
         monkeypatch.setattr(DecodeStep, "__call__", filling)
     else:
         monkeypatch.setattr(FixedCache, "begin", full)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     made = generate(
-        handle, inputs, SAMPLED, VAR, on_token=lambda index, token: told.append((index, token.id))
+        handle,
+        inputs,
+        SAMPLED,
+        VAR,
+        on_token=lambda index, token: reported.append((index, token.id)),
     )
     assert made.extra["engine"] == {
         "asked": "graph",
         "used": "loop",
         "why": "its memory did not fit on the device",
     }
-    assert told == list(enumerate(ids(made)))  # each token is reported once
+    assert reported == list(enumerate(ids(made)))  # each token is reported once
     assert ids(made) == ids(generate(handle, inputs, looped(SAMPLED), VAR))
     assert kept_bytes(handle) == 0
 

@@ -68,7 +68,7 @@ def test_step_by_step_as_in_generation(
             recorder.record(
                 layer, rows[layer, :, :, position : position + 1, : position + 1], position
             )
-    check(recorder.finish(TOKENS), answers(rows, batch_row))
+    check(recorder.recorded(TOKENS), answers(rows, batch_row))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
@@ -78,7 +78,7 @@ def test_in_chunks_of_one_pass(chunk: int) -> None:
     for layer in range(LAYERS):
         for low in range(PROMPT - 4, PROMPT + TOKENS - 1, chunk):
             recorder.record(layer, rows[layer, :, :, low : low + chunk], low)
-    check(recorder.finish(TOKENS), answers(rows))
+    check(recorder.recorded(TOKENS), answers(rows))
 
 
 def test_some_layers_and_heads_in_any_order_of_arrival() -> None:
@@ -86,7 +86,7 @@ def test_some_layers_and_heads_in_any_order_of_arrival() -> None:
     recorder = TraceRecorder(LAYOUT, (1, 2, 4), (0, 2), TOKENS)
     for layer in (4, 0, 2, 1, 3):
         recorder.record(layer, rows[layer], 0)
-    check(recorder.finish(TOKENS), answers(rows)[:, [1, 2, 4]][:, :, [0, 2]])
+    check(recorder.recorded(TOKENS), answers(rows)[:, [1, 2, 4]][:, :, [0, 2]])
 
 
 def test_a_stretch_of_the_prompt() -> None:
@@ -94,7 +94,7 @@ def test_a_stretch_of_the_prompt() -> None:
     recorder = TraceRecorder(LAYOUT, range(LAYERS), range(HEADS), 6, first=5)
     for layer in range(LAYERS):
         recorder.record(layer, rows[layer, :, :, :PROMPT, :PROMPT], 0)
-    check(recorder.finish(6), rows[:, 0, :, 5:11].movedim(2, 0))
+    check(recorder.recorded(6), rows[:, 0, :, 5:11].movedim(2, 0))
 
 
 def test_a_row_on_one_key_has_no_entropy() -> None:
@@ -102,7 +102,7 @@ def test_a_row_on_one_key_has_no_entropy() -> None:
     row = torch.zeros(1, 1, 1, PROMPT)
     row[..., 3] = 1
     recorder.record(0, row, PROMPT - 1)
-    attention, shares, entropy = recorder.finish(1)
+    attention, shares, entropy = recorder.recorded(1)
     assert entropy.item() == 0 and shares[0, 0, 0].tolist() == [0, 1, 0, 0, 0, 0]
     assert attention[0, 0, 0].tolist() == [0, 1, *[0] * 8]
 
@@ -112,9 +112,9 @@ def test_what_was_not_recorded_cannot_be_finished() -> None:
     recorder = TraceRecorder(LAYOUT, range(LAYERS), range(HEADS), TOKENS)
     for layer in range(LAYERS):
         recorder.record(layer, rows[layer, :, :, PROMPT - 1 : PROMPT], PROMPT - 1)
-    recorder.finish(1)
+    recorder.recorded(1)
     with pytest.raises(RuntimeError, match="2 tokens were generated but only 1"):
-        recorder.finish(2)
+        recorder.recorded(2)
 
 
 def test_a_batch_row_that_is_not_there() -> None:
@@ -170,7 +170,7 @@ def test_a_gpus_rows_cross_once_a_token(
             for recorder in made:
                 part = rows[layer, :, :, position : position + 1, : position + 1]
                 recorder.record(layer, part, position)
-    ours, plain = (recorder.finish(TOKENS) for recorder in made)
+    ours, plain = (recorder.recorded(TOKENS) for recorder in made)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
     assert made[0]._copies is not None
     assert made[0]._copies.started == TOKENS
@@ -184,4 +184,4 @@ def test_a_gpus_rows_of_a_prompt_cross_too(chunk: int) -> None:
     for layer in range(LAYERS):
         for low in range(PROMPT - 4, PROMPT + TOKENS - 1, chunk):
             recorder.record(layer, rows[layer, :, :, low : low + chunk], low)
-    check(recorder.finish(TOKENS), answers(rows))
+    check(recorder.recorded(TOKENS), answers(rows))

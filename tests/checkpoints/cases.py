@@ -186,7 +186,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         WINDOWS,
-        "`use_sliding_window` behind the last layer",
+        "`use_sliding_window` after the last layer",
         c.config(use_sliding_window=True, sliding_window=24, max_window_layers=28),
     ),
     Case(

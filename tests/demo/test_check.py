@@ -181,7 +181,9 @@ def test_teacher_forcing_gives_the_verdict_of_generation():
     tokenizer, verdicts = subject.tokenizer, []
     for seen in observe(subject, held_out_scenes(77, 10), ("describe", "where", "count")):
         scene_of = {
-            id(q): s for s, asked in zip(seen.scenes, seen.asked, strict=True) for q in asked
+            id(q): s
+            for s, asked in zip(seen.scenes, seen.question_sets, strict=True)
+            for q in asked
         }
         for question, verdict in seen.verdicts():
             chat = [

@@ -136,7 +136,7 @@ def test_each_row_is_asked_for_its_share_and_to_scatter_the_rest(share, mass, st
     assert math.isclose(float(loss), 2 * cost, abs_tol=0.02)
 
 
-def asked(attentions: list[torch.Tensor], **changes) -> tuple[float, dict[str, float]]:
+def attention_loss(attentions: list[torch.Tensor], **changes) -> tuple[float, dict[str, float]]:
     """Cost and figures of one row that predicts the star's name, with a sink at the last token of
     four layers. Other terms cost nothing here."""
     batch = answering_batch()
@@ -160,14 +160,17 @@ def looks(sink: float, thing: float, other: float = 0.0) -> torch.Tensor:
 
 def test_layers_that_are_not_asked_for_sinks_leave_them_alone():
     loud = [looks(0.0, 0.1), looks(0.5, 0.4), looks(0.0, 0.1), looks(0.0, 0.1)]
-    assert asked(loud)[0] < 1e-6
-    cost, figures = asked(loud, quiet=0.05)
+    assert attention_loss(loud)[0] < 1e-6
+    cost, figures = attention_loss(loud, quiet=0.05)
     share = 0.5 / 0.9
     # Layers 1 and 3 have no requirement; half of the mean is layer 1's.
     wanted = 2 * 0.25 * 0.5 * math.log(share / (1 - share) * 0.95 / 0.05)
     assert math.isclose(cost, wanted, abs_tol=0.03)
     assert math.isclose(figures["quiet_share"], share / 2, abs_tol=0.01)
-    assert asked([looks(0.0, 0.1)] * 2 + [looks(0.5, 0.4), looks(0.0, 0.1)], quiet=0.05)[0] < 1e-6
+    assert (
+        attention_loss([looks(0.0, 0.1)] * 2 + [looks(0.5, 0.4), looks(0.0, 0.1)], quiet=0.05)[0]
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,16 +184,20 @@ def test_layers_that_are_not_asked_for_sinks_leave_them_alone():
 )
 def test_the_mean_map_is_asked_to_show_the_sink_a_little_above_the_object(sink, thing, other, cost):
     layers = [looks(sink, thing, other)] * 4
-    found, figures = asked(layers, lead_in_map=(1.12, 1.4, 0.85))
+    found, figures = attention_loss(layers, lead_in_map=(1.12, 1.4, 0.85))
     assert math.isclose(found, cost, abs_tol=0.01)  # weight 2 x 0.5
     assert figures["pointing"] == float(sink < thing and other < thing)
 
 
 def test_under_relief_the_mean_map_is_asked_to_show_the_object():
     relief = Relief((0,), slice(1, 17), (2,), keep=0.6)
-    right, figures = asked([looks(0.15, 0.2)] * 4, lead_in_map=(1.12, 1.4, 0.85), relief=relief)
+    right, figures = attention_loss(
+        [looks(0.15, 0.2)] * 4, lead_in_map=(1.12, 1.4, 0.85), relief=relief
+    )
     assert right < 1e-6 and figures["relieved_pointing"] == 1
-    wrong, figures = asked([looks(0.25, 0.2)] * 4, lead_in_map=(1.12, 1.4, 0.85), relief=relief)
+    wrong, figures = attention_loss(
+        [looks(0.25, 0.2)] * 4, lead_in_map=(1.12, 1.4, 0.85), relief=relief
+    )
     assert math.isclose(wrong, math.log(1.25 / 0.85), abs_tol=0.01)
     assert figures["relieved_pointing"] == 0
 
@@ -222,8 +229,10 @@ def test_a_row_that_names_an_object_pays_more_for_a_share_above_the_limit():
     """Twice the excess in log-odds, plus what every row pays (a quarter of it); weight 2."""
     layers = [looks(0.45, 0.35)] * 4
     bounds = (1.0, 9.0, 9.0)
-    plain, _ = asked(layers, share_limit=0.5, excess=1.0)
-    named, _ = asked(layers, share_limit=0.5, excess=1.0, lead_in_map=bounds, map_weight=0.5)
+    plain, _ = attention_loss(layers, share_limit=0.5, excess=1.0)
+    named, _ = attention_loss(
+        layers, share_limit=0.5, excess=1.0, lead_in_map=bounds, map_weight=0.5
+    )
     over = math.log(0.45 / 0.35)  # out of 0.8 visible
     assert math.isclose(plain, 2 * 0.25 * over, abs_tol=0.01)
     assert math.isclose(named - plain, 2 * 0.5 * 2 * over, abs_tol=0.02)
@@ -233,9 +242,9 @@ def test_relief_asks_shares_of_the_rows_before_it():
     """What the heads chose counts, not the result of the relief."""
     relief = Relief((0,), slice(1, 17), (2,), keep=0.6)
     after = [looks(0.1, 0.5)] * 4
-    assert asked(after, quiet=1.0, image=0.5, relief=relief)[0] < 1e-6
+    assert attention_loss(after, quiet=1.0, image=0.5, relief=relief)[0] < 1e-6
     relief.before[2] = looks(0.1, 0.2)
-    assert math.isclose(asked(after, image=0.5, relief=relief)[0], 2 * 0.2, abs_tol=0.01)
+    assert math.isclose(attention_loss(after, image=0.5, relief=relief)[0], 2 * 0.2, abs_tol=0.01)
 
 
 @pytest.mark.parametrize("keep", [0.6, 0.0])

@@ -67,10 +67,12 @@ def test_a_gif_loops_and_has_its_time(tmp_path: Path) -> None:
 
 
 def test_a_window_slides_over_the_tokens(tmp_path: Path) -> None:
-    trace, told = make_trace(), []
+    trace, reports = make_trace(), []
     path = tmp_path / "a.gif"
-    animate(trace, path, first=2, last=8, window=3, width=320, on_frame=lambda *x: told.append(x))
-    assert told[-1] == (5, 5) and len(frames_of(path)) == 5
+    animate(
+        trace, path, first=2, last=8, window=3, width=320, on_frame=lambda *x: reports.append(x)
+    )
+    assert reports[-1] == (5, 5) and len(frames_of(path)) == 5
     one = tmp_path / "one.gif"
     animate(make_pair(), one, View(difference=True), first=3, last=4, width=480)
     first, second = frames_of(one)
@@ -88,16 +90,16 @@ def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sinkscope.drawing.animation.Frames", Watched)
-        path, told = tmp_path / "a.mp4", []
+        path, reports = tmp_path / "a.mp4", []
         animate(
             pair,
             path,
             first=3,
             last=4,
             second_tokens=(21, 23),
-            on_frame=lambda *at: told.append(at),
+            on_frame=lambda *at: reports.append(at),
         )
-        assert seen == [([3], [21]), ([4], [22]), ([4], [23])] and told[-1] == (3, 3)
+        assert seen == [([3], [21]), ([4], [22]), ([4], [23])] and reports[-1] == (3, 3)
         seen.clear()
         animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, second_tokens=(21, 24))
         assert seen == [([3, 4], [21, 22, 23]), ([3, 4], [22, 23, 24])]

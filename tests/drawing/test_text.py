@@ -60,7 +60,7 @@ def with_cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def said(drawn: Figure) -> str:
+def text_of(drawn: Figure) -> str:
     return "\n".join(artist.get_text() for artist in drawn.findobj(Text))
 
 
@@ -103,8 +103,8 @@ def test_a_figure_says_once_what_it_cannot_draw(
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib's, one for each missing glyph
         for name, one in (("a", drawn), ("b", sheet), ("c", view)):
-            assert said(one).count("no font here has") == 1
-            assert CAT not in said(one) and texts.SQUARE in said(one)
+            assert text_of(one).count("no font here has") == 1
+            assert CAT not in text_of(one) and texts.SQUARE in text_of(one)
             save(one, tmp_path / f"{name}.{ending}")
 
 
@@ -119,7 +119,7 @@ def test_a_figure_is_drawn_with_the_font_that_was_found(
         warnings.simplefilter("error")
         save(drawn, tmp_path / "a.png")
         save(drawn, tmp_path / "a.pdf")
-    assert "no font here has" not in said(drawn) and CAT in said(drawn)
+    assert "no font here has" not in text_of(drawn) and CAT in text_of(drawn)
     assert b"TestCat" in (tmp_path / "a.pdf").read_bytes()
 
 

@@ -66,8 +66,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
 
 def test_layers_one_by_one() -> None:
     side = make_side("", make_trace(image=scene()))
-    panels = Painter([side], View(each=(0, 5)), 96).panels([3])
+    panels = Painter([side], View(separate_layers=(0, 5)), 96).panels([3])
     assert [panel.label for panel in panels] == ["layer 0", "layer 5"]
     assert (panels[0].pixels != panels[1].pixels).any()
-    words = selection_words(side.trace, View(each=(0, 5), heads=(1, 2, 4)))
+    words = selection_words(side.trace, View(separate_layers=(0, 5), heads=(1, 2, 4)))
     assert words == "mean over layers 0, 5 one by one and heads 1–2, 4"

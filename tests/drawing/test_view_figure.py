@@ -88,7 +88,7 @@ def test_prompt_tokens_and_four_layers() -> None:
     figure = view_figure(make_trace(), 1, View(part="prompt", method="relative"))
     words = " ".join(words_of(figure).split())
     assert "prompt token 1" in words and "generic prompt" in words and "prompt's own token" in words
-    four = view_figure(make_trace(), 1, View(each=(0, 1, 4, 5)))
+    four = view_figure(make_trace(), 1, View(separate_layers=(0, 1, 4, 5)))
     assert all(f"layer {n}" in words_of(four) for n in (0, 1, 4, 5))
 
 

@@ -14,10 +14,10 @@ from sinkscope.evaluation.question_batches import Answer
 from sinkscope.evaluation.work import Work, WorkResult
 
 
-def said(text: str, **others: Any) -> Answer:
+def answer_of(text: str, **others: Any) -> Answer:
     """An answer with this text."""
     values = {
-        "finish": "end",
+        "finish_reason": "end",
         "log_probabilities": (-0.5, -0.25),
         "sinks": 2,
         "rows_changed": 0.5,
@@ -54,7 +54,7 @@ class Scripted:
             made = error
         if isinstance(made, Exception):
             return WorkResult("", (), str(made), {})
-        return WorkResult("hash", tuple(said(text) for text in made), None, {})
+        return WorkResult("hash", tuple(answer_of(text) for text in made), None, {})
 
 
 def write_questions(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:

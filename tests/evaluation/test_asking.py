@@ -37,7 +37,7 @@ def methods(handle: ModelHandle, *texts: str, sweeps: tuple[str, ...] = ()) -> t
     return resolve(parse_methods(texts, sweeps), handle.profile, handle.info)
 
 
-def asked(photo: Image.Image, prompt: str = "Where is the star?") -> ModelQuestion:
+def question_about(photo: Image.Image, prompt: str = "Where is the star?") -> ModelQuestion:
     return ModelQuestion((photo,), prompt, SETTINGS)
 
 
@@ -56,7 +56,7 @@ def test_the_pair_answers_as_generate_and_compare_do(
     handle: ModelHandle, photo: Image.Image
 ) -> None:
     pair = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0,min_image_mass=0")
-    ((plain, changed),) = answers(handle, [asked(photo)], pair)
+    ((plain, changed),) = answers(handle, [question_about(photo)], pair)
     inputs = handle.prepare([photo], "Where is the star?")
     alone = generate(handle, inputs, SETTINGS)
     assert pair[1].var is not None
@@ -64,7 +64,7 @@ def test_the_pair_answers_as_generate_and_compare_do(
     assert plain.text == alone.text == compared.baseline.text
     assert changed.text == compared.var.text
     for mine, trace in ((plain, alone), (changed, compared.var)):
-        assert mine.finish == trace.finish_reason
+        assert mine.finish_reason == trace.finish_reason
         assert mine.log_probabilities == pytest.approx(
             [math.log(token.probability) for token in trace.tokens], abs=1e-4
         )
@@ -89,7 +89,9 @@ def test_the_plain_models_sinks_are_counted_by_its_profile(
     sizes = (handle.info.hidden_size, handle.info.layers)
     profile = SinkProfile("x", "qwen2_5_vl", *sizes, (3, 5), 1.2, "test", "low")
     known = dataclasses.replace(handle, profile=profile)
-    ((plain, _),) = answers(known, [asked(photo)], methods(known, "default", "var:dims=7,tau=1.2"))
+    ((plain, _),) = answers(
+        known, [question_about(photo)], methods(known, "default", "var:dims=7,tau=1.2")
+    )
     trace = generate(known, known.prepare([photo], "Where is the star?"), SETTINGS)
     image = set(trace.layout.vision_positions().tolist())
     found = {position for layer in trace.sinks for position in layer.positions} & image
@@ -104,9 +106,9 @@ def test_methods_do_not_change_each_other(handle: ModelHandle, photo: Image.Imag
         sweeps=("keep=0,0.5,1",),
     )
     assert len(many) > MOST_ROWS
-    (together,) = answers(handle, [asked(photo)], many)
+    (together,) = answers(handle, [question_about(photo)], many)
     for method, answer in zip(many, together, strict=True):
-        ((alone,),) = answers(handle, [asked(photo)], (method,))
+        ((alone,),) = answers(handle, [question_about(photo)], (method,))
         assert alike(alone, answer), method.name
 
 
@@ -119,11 +121,13 @@ def test_a_batch_gives_the_answers_of_one_question_at_a_time(
     never a sink, and counts in no share."""
     small, turned = photo.resize((120, 90)), photo.transpose(Image.Transpose.ROTATE_90)
     asks = [
-        asked(photo),
-        asked(small, "How many objects are there in this image, and where is each one of them?"),
-        asked(turned, "Why?"),
+        question_about(photo),
+        question_about(
+            small, "How many objects are there in this image, and where is each one of them?"
+        ),
+        question_about(turned, "Why?"),
         ModelQuestion((small, turned), "Which colour has the star in the second image?", SETTINGS),
-        asked(photo, "Name the shape at the top left."),
+        question_about(photo, "Name the shape at the top left."),
     ]
     own = f"dims=3,5,tau=1.2,keep=0,min_image_mass=0,dialect={dialect}"
     three = methods(handle, "default", f"var:{own}", f"var-random:{own}")
@@ -147,7 +151,10 @@ def test_batches_keep_the_budget(
         return own(**arguments)
 
     monkeypatch.setattr(handle.model, "generate", counted)
-    asks = [asked(photo, f"Where is {word}?") for word in ("one", "two", "three", "four", "five")]
+    asks = [
+        question_about(photo, f"Where is {word}?")
+        for word in ("one", "two", "three", "four", "five")
+    ]
     pair = methods(handle, "default", "var:dims=3,tau=1.2")
     length = asks[0].inputs(handle).layout.length + SETTINGS.max_new_tokens + 4
     answers(handle, asks, pair[1:], batch_tokens=2 * length)
@@ -174,11 +181,11 @@ def test_questions_about_one_image_share_its_pass(
     monkeypatch.setattr(type(handle.family), "forward_prefix", counted)
     other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     asks = [
-        asked(photo),
-        asked(photo.copy(), "How many objects are there?"),
-        asked(other, "How many objects are there?"),
-        dataclasses.replace(asked(other), system="Be short."),
-        dataclasses.replace(asked(other), max_pixels=150 * 150, system="Be short."),
+        question_about(photo),
+        question_about(photo.copy(), "How many objects are there?"),
+        question_about(other, "How many objects are there?"),
+        dataclasses.replace(question_about(other), system="Be short."),
+        dataclasses.replace(question_about(other), max_pixels=150 * 150, system="Be short."),
     ]
     together = answers(handle, asks, pair)
     assert len(passes) == 4
@@ -188,7 +195,7 @@ def test_questions_about_one_image_share_its_pass(
 
 
 def test_a_fingerprint_covers_all_that_is_asked(photo: Image.Image) -> None:
-    base = asked(photo)
+    base = question_about(photo)
     others = [
         dataclasses.replace(base, prompt="Where?"),
         dataclasses.replace(base, system=""),
@@ -198,7 +205,7 @@ def test_a_fingerprint_covers_all_that_is_asked(photo: Image.Image) -> None:
         dataclasses.replace(base, images=(photo.transpose(Image.Transpose.FLIP_TOP_BOTTOM),)),
     ]
     assert len({one.fingerprint() for one in (base, *others)}) == len(others) + 1
-    assert base.fingerprint() == asked(photo.copy()).fingerprint()
+    assert base.fingerprint() == question_about(photo.copy()).fingerprint()
 
 
 def same(answer: Answer) -> Answer:
@@ -208,5 +215,5 @@ def same(answer: Answer) -> Answer:
 def alike(one: Answer, other: Answer) -> bool:
     """Equal except for the last bits, which depend on the batch size."""
     numbers = [(*a.log_probabilities, a.rows_changed, a.mass_moved) for a in (one, other)]
-    rest = [(a.text, a.finish, a.sinks) for a in (one, other)]
+    rest = [(a.text, a.finish_reason, a.sinks) for a in (one, other)]
     return rest[0] == rest[1] and numbers[0] == pytest.approx(numbers[1], abs=1e-4)

@@ -46,7 +46,7 @@ class Passes:
         monkeypatch.setattr(handle.model, "generate", counted)
 
 
-def asked(photo: Image.Image, *prompts: str) -> list[ModelQuestion]:
+def questions_about(photo: Image.Image, *prompts: str) -> list[ModelQuestion]:
     return [ModelQuestion((photo,), prompt, SETTINGS) for prompt in prompts]
 
 
@@ -66,7 +66,9 @@ def test_what_says_the_same_is_not_generated(
     number is that of generating the answer."""
     mild = ("var:dims=3,5,tau=1.2,keep=0.999,min_image_mass=0", "var-random:dims=3,5,tau=1.2")
     three = methods(handle, "default", mild[0], f"{mild[1]},keep=0.999,min_image_mass=0")
-    asks = asked(photo, "Where is the star?", "How many objects are there in this image?", "Why?")
+    asks = questions_about(
+        photo, "Where is the star?", "How many objects are there in this image?", "Why?"
+    )
     alone = [answers(handle, asks, (method,)) for method in three]
     passes = Passes(handle, monkeypatch)
     together = answers(handle, asks, three)
@@ -85,7 +87,9 @@ def test_what_says_something_else_is_generated(
 ) -> None:
     """Only rows whose answer differs are generated, and get their own answer."""
     pair = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0,min_image_mass=0")
-    asks = asked(photo, "Where is the star?", "How many objects are there?", "Why?", "Name it.")
+    asks = questions_about(
+        photo, "Where is the star?", "How many objects are there?", "Why?", "Name it."
+    )
     alone = [answers(handle, asks, (method,)) for method in pair]
     differ = sum(one.ids != other.ids for (one,), (other,) in zip(alone[0], alone[1], strict=True))
     assert differ > 0
@@ -102,7 +106,7 @@ def test_a_draft_that_is_wrong_at_its_last_token_alone_is_refused(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0.999,min_image_mass=0")
-    asks = asked(photo, "Where is the star?")
+    asks = questions_about(photo, "Where is the star?")
     ((_, right),) = answers(handle, asks, pair)
     own = checking.check_rows
 

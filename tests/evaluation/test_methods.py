@@ -75,7 +75,7 @@ def test_a_sweep_multiplies_var_and_leaves_default_alone() -> None:
         (["var", "var"], ["keep=0,1"], "given twice"),
         (["default:keep=1"], [], "has no settings"),
         (["var:kep=1"], [], "'kep' is not a setting of VAR; allowed: dims, tau, keep"),
-        (["var:keep"], [], "allowed behind the colon"),
+        (["var:keep"], [], "allowed after the colon"),
         (["var:keep=x"], [], "keep is 'x'; allowed: a number"),
         (["var:keep=1,keep=0"], [], "given twice"),
         (["var:dims=x"], [], "dims is 'x'"),

@@ -154,23 +154,23 @@ def test_a_run_in_which_all_fails_is_given_up(tiny: ModelHandle, tmp_path: Path)
 def test_a_stopped_run_goes_on(tiny: ModelHandle, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data", COLOUR)
     stop = threading.Event()
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
     def tell(done: int, total: int, text: str) -> None:
-        told.append((done, total))
+        reports.append((done, total))
         if done == 2:
             stop.set()
 
     engine = Scripted(lambda work: ("red", "red"))
     with pytest.raises(Stopped):
         run(tiny, config(path), tmp_path / "run", engine, stop=stop, on_progress=tell)
-    assert told == [(n, 5) for n in range(1, len(told) + 1)]
-    assert 2 <= len(told) < 5  # only the questions in progress were finished
+    assert reports == [(n, 5) for n in range(1, len(reports) + 1)]
+    assert 2 <= len(reports) < 5  # only the questions in progress were finished
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["complete"], summary["ended"]) == (False, False)
     rest = Scripted(lambda work: ("red", "red"))
     assert run(tiny, config(path), tmp_path / "run", rest).complete
-    assert len(engine.asked) == len(told)
+    assert len(engine.asked) == len(reports)
     assert sorted(engine.asked + rest.asked) == [f"Colour {n}?" for n in range(5)]
 
 

@@ -41,14 +41,14 @@ def near(ours: float, right: float) -> bool:
 def at(position: int, change: Callable[[Tensor], Tensor], only: int) -> Callable:
     """A change of one position in one layer."""
 
-    def made(layer: int, values: Tensor) -> Tensor:
+    def changed(layer: int, values: Tensor) -> Tensor:
         if layer != only:
             return values
         new = values.clone()
         new[position] = change(values[position])
         return new
 
-    return made
+    return changed
 
 
 def test_scan(world: World) -> None:
@@ -234,7 +234,7 @@ def _arm(world: World, changes: Callable[[object], Changes | None]) -> dict[str,
     """Means over samples of an arm: sink attention in layer 1, reference's, log-probability."""
     sink, reference, logs, beside = [], [], [], []
     for sample in world.samples:
-        seen, log = world.told(sample, changes(sample))
+        seen, log = world.run_changed(sample, changes(sample))
         _, length, first = world.inputs(sample)
         weights = seen.weights[1][:, :length, :length]
         sink.append(float(received(weights, world.tokens[0], first).mean()))
@@ -379,10 +379,10 @@ def test_lower_attention(world: World) -> None:
         found = []
         for sample in world.samples:
             first = world.inputs(sample)[2]
-            found.append(world.told(sample, Changes(weights=lowered(first, keep_sum)))[1])
+            found.append(world.run_changed(sample, Changes(weights=lowered(first, keep_sum)))[1])
         return sum(found) / len(found)
 
-    plain = sum(world.told(sample)[1] for sample in world.samples) / len(world.samples)
+    plain = sum(world.run_changed(sample)[1] for sample in world.samples) / len(world.samples)
     for name, keep_sum in (("sum kept", True), ("sum not kept", False)):
         ours = cell(table, (name,), "log_probability_change")
         assert ours == pytest.approx(arm(keep_sum) - plain, rel=1e-5, abs=1e-7)
@@ -396,7 +396,8 @@ def test_lower_attention(world: World) -> None:
         return change
 
     found = [
-        world.told(s, Changes(weights=value_kept(world.inputs(s)[2])))[1] for s in world.samples
+        world.run_changed(s, Changes(weights=value_kept(world.inputs(s)[2])))[1]
+        for s in world.samples
     ]
     ours = cell(table, ("sum kept, value kept",), "log_probability_change")
     assert ours == pytest.approx(sum(found) / len(found) - plain, rel=1e-5, abs=1e-7)
@@ -416,7 +417,9 @@ def test_cut_edges(world: World, queries: str) -> None:
                 new[:, max(first, sink + 1) :, sink] = float("-inf")
             return new
 
-        changes.append(world.told(sample, Changes(scores=cut))[1] - world.told(sample)[1])
+        changes.append(
+            world.run_changed(sample, Changes(scores=cut))[1] - world.run_changed(sample)[1]
+        )
     ours = cell(table_named(result, "change"), ("sinks",), "change")
     assert ours == pytest.approx(sum(changes) / len(changes), rel=1e-5, abs=1e-7)
 

@@ -52,7 +52,7 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=PLANTS, ids=lambda plant: f"seed{plant.seed}")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def planted_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     plant: Plant = request.param
     return Made(planted(tmp_path_factory.mktemp("planted"), plant), plant)
 
@@ -63,27 +63,31 @@ def nothing(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(planted(tmp_path_factory.mktemp("nothing"), NOTHING), NOTHING)
 
 
-def test_the_scan_names_the_layer(made: Made) -> None:
-    values = made.run("scan", ScanSettings()).findings.values
-    assert (values["part"], values["layer"]) == ("mlp", made.plant.layer)
+def test_the_scan_names_the_layer(planted_model: Made) -> None:
+    values = planted_model.run("scan", ScanSettings()).findings.values
+    assert (values["part"], values["layer"]) == ("mlp", planted_model.plant.layer)
 
 
-def test_the_subspace_is_the_neuron(made: Made) -> None:
-    result = made.run("mlp-subspace", MLPSubspaceSettings(layer=made.plant.layer or 0))
+def test_the_subspace_is_the_neuron(planted_model: Made) -> None:
+    result = planted_model.run(
+        "mlp-subspace", MLPSubspaceSettings(layer=planted_model.plant.layer or 0)
+    )
     assert result.findings.values["top"] == [0]
     assert result.findings.verdict is not None and result.findings.verdict.specific
 
 
-def test_the_residual_stream_gets_the_dimensions_from_that_mlp(made: Made) -> None:
-    asked = MLPSubspaceSettings(layer=made.plant.layer or 0, mlp="residual")
-    result = made.run("mlp-subspace", asked)
-    assert set(result.findings.values["dims"]) & set(made.plant.dims)
-    assert f"made by the MLP of layer {made.plant.layer}" in result.findings.summary[0]
+def test_the_residual_stream_gets_the_dimensions_from_that_mlp(planted_model: Made) -> None:
+    asked = MLPSubspaceSettings(layer=planted_model.plant.layer or 0, mlp="residual")
+    result = planted_model.run("mlp-subspace", asked)
+    assert set(result.findings.values["dims"]) & set(planted_model.plant.dims)
+    assert f"made by the MLP of layer {planted_model.plant.layer}" in result.findings.summary[0]
 
 
 @pytest.mark.parametrize("what", ["direction", "magnitude"])
-def test_ablation_is_causal_and_controls_are_not(made: Made, what: str) -> None:
-    result = made.run("ablate-mlp", AblateMLPSettings(layer=made.plant.layer or 0, what=what))
+def test_ablation_is_causal_and_controls_are_not(planted_model: Made, what: str) -> None:
+    result = planted_model.run(
+        "ablate-mlp", AblateMLPSettings(layer=planted_model.plant.layer or 0, what=what)
+    )
     found, verdict = result.findings.values, result.findings.verdict
     assert verdict is not None and verdict.word == "positive", verdict
     assert found["removed"] >= 0.8
@@ -91,10 +95,12 @@ def test_ablation_is_causal_and_controls_are_not(made: Made, what: str) -> None:
     assert len(found["controls"]) == (2 if what == "direction" else 1)
 
 
-def test_the_input_direction_is_found_and_causal(made: Made) -> None:
-    result = made.run("decompose-mlp-in", DecomposeMLPInSettings(layer=made.plant.layer or 0))
+def test_the_input_direction_is_found_and_causal(planted_model: Made) -> None:
+    result = planted_model.run(
+        "decompose-mlp-in", DecomposeMLPInSettings(layer=planted_model.plant.layer or 0)
+    )
     found, verdict = result.findings.values, result.findings.verdict
-    layer = made.handle.model.model.language_model.layers[made.plant.layer or 0]
+    layer = planted_model.handle.model.model.language_model.layers[planted_model.plant.layer or 0]
     row = layer.mlp.gate_proj.weight[0].double()
     direction = torch.tensor(found["direction"], dtype=torch.float64)
     assert float(direction @ (row / row.norm())) >= 0.99
@@ -102,23 +108,25 @@ def test_the_input_direction_is_found_and_causal(made: Made) -> None:
     assert found["effective_rank"] == pytest.approx([1, 1])
 
 
-def test_they_do_not_come_from_the_vision_tower(made: Made) -> None:
-    result = made.run("vision-or-text", VisionOrTextSettings(), dims=made.plant.dims)
+def test_they_do_not_come_from_the_vision_tower(planted_model: Made) -> None:
+    result = planted_model.run(
+        "vision-or-text", VisionOrTextSettings(), dims=planted_model.plant.dims
+    )
     assert "language model" in result.findings.values["origin"]
 
 
 def test_those_of_the_vision_tower_do(tmp_path: Path) -> None:
     plant = Plant((9, 40), seed=3, layer=None)
-    made = Made(planted(tmp_path, plant), plant)
-    result = made.run("vision-or-text", VisionOrTextSettings())
+    planted_model = Made(planted(tmp_path, plant), plant)
+    result = planted_model.run("vision-or-text", VisionOrTextSettings())
     assert result.findings.values["origin"] == "vision tower"
     assert set(plant.dims) <= set(result.findings.values["dims"])
-    scan = made.run("scan", ScanSettings()).findings.values
+    scan = planted_model.run("scan", ScanSettings()).findings.values
     assert (scan["part"], scan["layer"]) == ("input", 0)
 
 
-def test_their_words_give_them_away(made: Made) -> None:
-    result = made.run("sink-tokens", SinkTokensSettings())
+def test_their_words_give_them_away(planted_model: Made) -> None:
+    result = planted_model.run("sink-tokens", SinkTokensSettings())
     assert result.findings.verdict is not None and result.findings.verdict.specific
 
 

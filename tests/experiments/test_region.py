@@ -33,26 +33,26 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 @pytest.fixture(scope="module")
-def asked(handle: ModelHandle, photo: Image.Image) -> PromptAndAnswer:
+def scored(handle: ModelHandle, photo: Image.Image) -> PromptAndAnswer:
     """Two images; the box is on the second, of 5 x 6 cells."""
     images = [photo.resize((84, 84)), photo.resize((168, 140))]
     inputs = handle.prepare(images, "What is it?")
     return prompt_and_text(handle, inputs, "a red star at the top.")
 
 
-def eager(handle: ModelHandle, asked: PromptAndAnswer, keys: tuple[int, ...]) -> np.ndarray:
+def eager(handle: ModelHandle, scored: PromptAndAnswer, keys: tuple[int, ...]) -> np.ndarray:
     """float64 (T,): log-probabilities from a copy of the model in float64 with eager attention. The
     scores of queries after the images for one of the keys are set to -inf."""
     model = copy.deepcopy(handle.model).double()
     model.set_attn_implementation({"text_config": "eager"})
-    tensors = dict(asked.inputs.tensors)
-    told = torch.tensor([asked.answer])
-    tensors["input_ids"] = torch.cat([tensors["input_ids"], told], 1)
+    tensors = dict(scored.inputs.tensors)
+    answer_ids = torch.tensor([scored.answer])
+    tensors["input_ids"] = torch.cat([tensors["input_ids"], answer_ids], 1)
     tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
     kinds = tensors["mm_token_type_ids"]
-    tensors["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, len(asked.answer)))
+    tensors["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, len(scored.answer)))
     tensors["pixel_values"] = tensors["pixel_values"].double()
-    length, behind = tensors["input_ids"].shape[1], asked.inputs.layout.after_images
+    length, behind = tensors["input_ids"].shape[1], scored.inputs.layout.after_images
     mask = torch.full((1, 1, length, length), float("-inf"), dtype=torch.float64).triu(1)
     for key in keys:
         mask[0, 0, behind:, key] = float("-inf")
@@ -63,21 +63,21 @@ def eager(handle: ModelHandle, asked: PromptAndAnswer, keys: tuple[int, ...]) ->
     for layer in model.model.language_model.layers:
         layer.register_forward_pre_hook(masked, with_kwargs=True)
     with torch.no_grad():
-        logits = model(**tensors).logits[0, asked.inputs.layout.length - 1 : -1]
+        logits = model(**tensors).logits[0, scored.inputs.layout.length - 1 : -1]
     logs = torch.log_softmax(logits, -1)
-    return logs[torch.arange(len(asked.answer)), told[0]].numpy()
+    return logs[torch.arange(len(scored.answer)), answer_ids[0]].numpy()
 
 
 @pytest.mark.parametrize("batch_tokens", [None, 200])
 def test_cut_equals_eager_attention_in_float64(
-    handle: ModelHandle, asked: PromptAndAnswer, batch_tokens: int | None
+    handle: ModelHandle, scored: PromptAndAnswer, batch_tokens: int | None
 ) -> None:
     settings = RegionSettings(random_boxes=5, batch_tokens=batch_tokens)
-    effect = region_test(handle, asked, BOX, settings)
-    plain = eager(handle, asked, ())
+    effect = region_test(handle, scored, BOX, settings)
+    plain = eager(handle, scored, ())
     np.testing.assert_allclose(effect.plain, plain, rtol=0, atol=3e-5)
     for box, changes in ((BOX, effect.changes), *zip(effect.others, effect.random, strict=True)):
-        own = eager(handle, asked, box.positions(asked.inputs.layout))
+        own = eager(handle, scored, box.positions(scored.inputs.layout))
         np.testing.assert_allclose(changes, own - plain, rtol=0, atol=5e-5)
     assert np.abs(effect.changes).max() > 1e-2, "the box must change something"
     own, others = effect.changes, effect.random
@@ -86,26 +86,28 @@ def test_cut_equals_eager_attention_in_float64(
     assert "".join(effect.texts) == "a red star at the top."
 
 
-def test_a_prefix_that_is_there_gives_the_same(handle: ModelHandle, asked: PromptAndAnswer) -> None:
+def test_a_prefix_that_is_there_gives_the_same(
+    handle: ModelHandle, scored: PromptAndAnswer
+) -> None:
     settings = RegionSettings(random_boxes=5)
-    own = region_test(handle, asked, BOX, settings)
-    given = region_test(handle, asked, BOX, settings, prefix=prefix_of(handle, asked))
+    own = region_test(handle, scored, BOX, settings)
+    given = region_test(handle, scored, BOX, settings, prefix=prefix_of(handle, scored))
     assert np.array_equal(own.changes, given.changes)
     assert np.array_equal(own.random, given.random)
 
 
-def test_grey_is_the_picture_read_anew(handle: ModelHandle, asked: PromptAndAnswer) -> None:
-    effect = region_test(handle, asked, BOX, RegionSettings("grey", 3, batch_tokens=200))
-    grid = asked.inputs.layout.grids[1]
+def test_grey_is_the_picture_read_anew(handle: ModelHandle, scored: PromptAndAnswer) -> None:
+    effect = region_test(handle, scored, BOX, RegionSettings("grey", 3, batch_tokens=200))
+    grid = scored.inputs.layout.grids[1]
     for box, changes in ((BOX, effect.changes), *zip(effect.others, effect.random, strict=True)):
-        picture = np.array(asked.inputs.images[1])
+        picture = np.array(scored.inputs.images[1])
         x0, y0, x1, y1 = (28 * n for n in (
             box.column, box.row, box.column + box.columns, box.row + box.rows))  # fmt: skip
         assert box.pixels(grid) == (x0, y0, x1, y1)
         picture[y0:y1, x0:x1] = np.rint(picture.reshape(-1, 3).mean(0))
-        inputs = handle.prepare([asked.inputs.images[0], Image.fromarray(picture)], "What is it?")
-        own = eager(handle, PromptAndAnswer(inputs, asked.answer, asked.texts), ())
-        np.testing.assert_allclose(changes, own - eager(handle, asked, ()), rtol=0, atol=5e-5)
+        inputs = handle.prepare([scored.inputs.images[0], Image.fromarray(picture)], "What is it?")
+        own = eager(handle, PromptAndAnswer(inputs, scored.answer, scored.texts), ())
+        np.testing.assert_allclose(changes, own - eager(handle, scored, ()), rtol=0, atol=5e-5)
     assert np.abs(effect.changes).max() > 1e-3
 
 
@@ -126,10 +128,10 @@ def test_a_run_is_read_as_it_was_made(handle: ModelHandle, photo: Image.Image) -
     pair = compare(handle, inputs, settings, var)
     assert pair.var.var is not None and pair.var.var["changed"]
     for trace in (pair.baseline, pair.var):
-        asked = prompt_and_answer(handle, trace)
-        assert asked.var == (var if trace is pair.var else None)
+        scored = prompt_and_answer(handle, trace)
+        assert scored.var == (var if trace is pair.var else None)
         for how in ("cut", "grey"):
-            effect = region_test(handle, asked, Box(0, 0, 2, 2), RegionSettings(how, 4))
+            effect = region_test(handle, scored, Box(0, 0, 2, 2), RegionSettings(how, 4))
             probabilities = [token.probability for token in trace.tokens]
             np.testing.assert_allclose(np.exp(effect.plain), probabilities, rtol=1e-3, atol=1e-6)
             assert bool(effect.var) == (trace is pair.var)
@@ -155,11 +157,11 @@ def test_runs_that_cannot_be_read_again_are_refused(
         prompt_and_text(handle, handle.prepare([image], "What?"), "")
 
 
-def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: PromptAndAnswer) -> None:
-    told: list[tuple[int, int, str]] = []
+def test_results_grow_and_the_last_is_whole(handle: ModelHandle, scored: PromptAndAnswer) -> None:
+    reports: list[tuple[int, int, str]] = []
     settings = RegionSettings(random_boxes=9, batch_tokens=300)
     steps = list(
-        region_steps(handle, asked, BOX, settings, on_progress=lambda *step: told.append(step))
+        region_steps(handle, scored, BOX, settings, on_progress=lambda *step: reports.append(step))
     )
     counts = [len(step.others) for step in steps]
     assert len(steps) > 2 and counts == sorted(counts) and counts[-1] == 9
@@ -167,12 +169,12 @@ def test_results_grow_and_the_last_is_whole(handle: ModelHandle, asked: PromptAn
     for step in steps:
         assert np.array_equal(step.changes, steps[-1].changes)
         assert np.array_equal(step.random, steps[-1].random[: len(step.others)])
-    assert [done for done, _, _ in told] == [0, *counts]
-    assert {total for _, total, _ in told} == {9}
+    assert [done for done, _, _ in reports] == [0, *counts]
+    assert {total for _, total, _ in reports} == {9}
 
 
 def test_stop_ends_it_between_passes_and_leaves_nothing_behind(
-    handle: ModelHandle, asked: PromptAndAnswer
+    handle: ModelHandle, scored: PromptAndAnswer
 ) -> None:
     stop = threading.Event()
     seen: list[int] = []
@@ -184,11 +186,11 @@ def test_stop_ends_it_between_passes_and_leaves_nothing_behind(
 
     settings = RegionSettings(random_boxes=9, batch_tokens=300)
     with pytest.raises(Stopped) as stopped:
-        region_test(handle, asked, BOX, settings, on_progress=progress, stop=stop)
+        region_test(handle, scored, BOX, settings, on_progress=progress, stop=stop)
     assert stopped.value.done == seen[-1] and stopped.value.total == 9
     assert not handle.lock.locked()
     assert not handle.stack.language_model._forward_pre_hooks
-    assert region_test(handle, asked, BOX, settings).finished
+    assert region_test(handle, scored, BOX, settings).finished
 
 
 @pytest.mark.parametrize(
@@ -206,9 +208,9 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any], words: str) ->
 
 
 def test_a_box_that_is_not_there_is_refused_before_a_pass(
-    handle: ModelHandle, asked: PromptAndAnswer
+    handle: ModelHandle, scored: PromptAndAnswer
 ) -> None:
     with pytest.raises(ValueError, match=r"The box has rows 4 to 5; allowed: rows from 0 to 4"):
-        region_test(handle, asked, Box(4, 0, 2, 1, image=1))
+        region_test(handle, scored, Box(4, 0, 2, 1, image=1))
     with pytest.raises(ValueError, match="no other place"):
-        region_test(handle, asked, Box(0, 0, 5, 6, image=1))
+        region_test(handle, scored, Box(0, 0, 5, 6, image=1))

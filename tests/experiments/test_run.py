@@ -43,16 +43,16 @@ FEW = StudySettings(bootstrap=100, controls=1, answer_tokens=3)
 
 @pytest.mark.tiny
 def test_progress_rises_to_its_end(handle: ModelHandle) -> None:
-    told: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     settings = AblateMLPSettings(layer=0, top=1, min_share=0.0)
     run_experiment(
-        handle, "ablate-mlp", SAMPLES, settings, FEW, on_progress=lambda *one: told.append(one)
+        handle, "ablate-mlp", SAMPLES, settings, FEW, on_progress=lambda *one: reports.append(one)
     )
-    assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
+    assert [done for done, _, _ in reports] == list(range(1, len(reports) + 1))
     assert (
-        told[-1][0] == told[-1][1] == 12
+        reports[-1][0] == reports[-1][1] == 12
     )  # sinks, neurons, what they hold, arms: three samples each
-    assert all(text for _, _, text in told)
+    assert all(text for _, _, text in reports)
 
 
 @pytest.mark.tiny
@@ -111,12 +111,12 @@ def test_random_choices_follow_from_the_seed(handle: ModelHandle) -> None:
 def test_a_layer_that_there_is_not_is_refused_before_any_pass(
     handle: ModelHandle, name: str, settings: object
 ) -> None:
-    told: list[int] = []
+    reports: list[int] = []
     with pytest.raises(ValueError, match=r"3; .* has layers 0 to 2"):
         run_experiment(
-            handle, name, SAMPLES, settings, FEW, on_progress=lambda done, *_: told.append(done)
+            handle, name, SAMPLES, settings, FEW, on_progress=lambda done, *_: reports.append(done)
         )
-    assert not told
+    assert not reports
 
 
 @pytest.mark.tiny
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(handle: ModelHandle) -> None:
         have_images((picture, SAMPLES[0]))
 
 
-def made(value: float | None, name: str = "demo") -> Result:
+def result_with(value: float | None, name: str = "demo") -> Result:
     table = Table("t", "A table", ("tokens", "x"), (("sinks", value), ("a,b", 1.0)))
     chart = Chart("c", "A chart", "lines", (0, 1), (Series("sinks", (value, 2.0), role="sinks"),))
     findings = Findings(("Found.",), (table,), (chart,), Verdict(True, None, ("A: yes.",), ("t",)))
@@ -158,7 +158,7 @@ def made(value: float | None, name: str = "demo") -> Result:
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
-    result = made(None)
+    result = result_with(None)
     result.save(tmp_path / "result.json")
     again = Result.open(tmp_path)
     assert again == Result.open(tmp_path / "result.json") == result
@@ -175,7 +175,7 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
 def test_a_result_from_elsewhere_names_no_file_outside_its_folder(
     tmp_path: Path, part: str, name: object
 ) -> None:
-    values = json.loads(json.dumps(made(1.0).as_dict()))
+    values = json.loads(json.dumps(result_with(1.0).as_dict()))
     values["findings"][part][0]["name"] = name
     (tmp_path / "result.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="is damaged"):
@@ -183,26 +183,26 @@ def test_a_result_from_elsewhere_names_no_file_outside_its_folder(
 
 
 def test_a_table_as_csv_keeps_every_digit_and_quotes_what_needs_it() -> None:
-    text = csv_text(made(1 / 3).findings.tables[0], "about")
+    text = csv_text(result_with(1 / 3).findings.tables[0], "about")
     assert text.splitlines() == [
         "# A table; about",
         "tokens,x",
         "sinks,0.3333333333333333",
         '"a,b",1.0',
     ]
-    assert csv_text(made(None).findings.tables[0], "").splitlines()[2] == "sinks,"
+    assert csv_text(result_with(None).findings.tables[0], "").splitlines()[2] == "sinks,"
 
 
 def test_figures_without_a_number_are_left_out(tmp_path: Path) -> None:
     empty = Chart("c", "Empty", "lines", (0, 1), (Series("last", (None, None)),))
     with pytest.raises(ValueError, match="no value is a number"):
         draw(empty)
-    written = [path.name for path in save_result(tmp_path, made(1.0))]
+    written = [path.name for path in save_result(tmp_path, result_with(1.0))]
     assert written == ["result.json", "t.csv", "c.png", "c.pdf"]
 
 
 def test_two_results_side_by_side_keep_what_only_one_has() -> None:
-    both = compare(made(1.0, "one"), made(None, "two"))
+    both = compare(result_with(1.0, "one"), result_with(None, "two"))
     (table,) = both.findings.tables
     assert table.columns == ("tokens", "x A", "x B", "x B-A")
     assert table.rows == (("sinks", 1.0, None, None), ("a,b", 1.0, 1.0, 0.0))
@@ -211,11 +211,11 @@ def test_two_results_side_by_side_keep_what_only_one_has() -> None:
     assert "A (one) is scan" in both.findings.notes[0]
     draw(chart)
     with pytest.raises(ValueError, match="A comparison is given; allowed: two results of one run"):
-        compare(made(1.0), both)
+        compare(result_with(1.0), both)
     # For the same model, differing settings distinguish them.
-    other = dataclasses.replace(made(2.0), settings={"experiment": {"layer": 3}})
-    (table,) = compare(made(1.0), other).findings.tables
+    other = dataclasses.replace(result_with(2.0), settings={"experiment": {"layer": 3}})
+    (table,) = compare(result_with(1.0), other).findings.tables
     assert table.title == "A table: A (layer 1) and B (layer 3)"
     noted = dataclasses.replace(other.findings, notes=("Left out.",))
-    both = compare(made(1.0), dataclasses.replace(other, findings=noted))
+    both = compare(result_with(1.0), dataclasses.replace(other, findings=noted))
     assert both.findings.notes[2:] == ("B (layer 3): Left out.",)

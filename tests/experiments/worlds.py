@@ -66,7 +66,7 @@ class World:
         ids = self.handle.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
         return list(ids)[:8]
 
-    def told(self, sample: AnySample, changes: Changes | None = None) -> tuple[Seen, float]:
+    def run_changed(self, sample: AnySample, changes: Changes | None = None) -> tuple[Seen, float]:
         """A pass over prompt and answer, and the answer's mean log-probability."""
         tensors, length, _ = self.inputs(sample)
         answer = self.answer(sample)

@@ -106,9 +106,9 @@ def _rows(path: Path) -> None:
 
 
 def _results() -> bytes:
-    from tests.experiments.test_run import made
+    from tests.experiments.test_run import result_with
 
-    return encoded_result(made(None).as_dict())
+    return encoded_result(result_with(None).as_dict())
 
 
 def encoded_result(values: Any) -> bytes:

@@ -95,8 +95,8 @@ def harmless(site: Site, act: Callable[[Client, random.Random], None], count: in
                 act(client, rng)
             except (AssertionError, http.client.HTTPException, OSError) as error:
                 faults.append(f"{type(error).__name__}: {error}"[:500])
-    told = "\n".join(faults[:10])
-    assert not faults, f"{len(faults)} of {client.count} requests:\n{told}"
+    listing = "\n".join(faults[:10])
+    assert not faults, f"{len(faults)} of {client.count} requests:\n{listing}"
     assert touched.written == []
     assert not [name for name in touched.read if name.startswith(("/etc/passwd", "/proc/kmsg"))]
     assert client.send("/config", None, method="GET", kind=None)[0] == 200

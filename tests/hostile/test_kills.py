@@ -43,12 +43,12 @@ def test_every_listed_run_opens_after_a_kill(
     apps: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = random.Random(20)
-    folder, told, halves = tmp_path / "cache", [], 0
+    folder, reported, halves = tmp_path / "cache", [], 0
     for number in range(KILLS):
-        told += _until_killed(apps, folder, rng.uniform(0, 1.5))
+        reported += _until_killed(apps, folder, rng.uniform(0, 1.5))
         store = RunStore(folder / "runs", 100_000_000, 10_000_000_000)
-        lost = [run_id for run_id in told if store.get(run_id) is None]
-        assert not lost, f"after kill {number + 1}: {len(lost)} of {len(told)} runs are lost"
+        lost = [run_id for run_id in reported if store.get(run_id) is None]
+        assert not lost, f"after kill {number + 1}: {len(lost)} of {len(reported)} runs are lost"
         halves = 0
         for run in (folder / "runs").iterdir():
             if (run / "run.json").exists():
@@ -56,8 +56,8 @@ def test_every_listed_run_opens_after_a_kill(
             else:
                 halves += 1
     with capsys.disabled():
-        sys.stdout.write(f"{KILLS} kills, {len(told)} runs told of, {halves} half written\n")
-    assert len(told) >= KILLS
+        sys.stdout.write(f"{KILLS} kills, {len(reported)} runs told of, {halves} half written\n")
+    assert len(reported) >= KILLS
 
 
 def _until_killed(apps: subprocess.Popen[str], folder: Path, after: float) -> list[str]:
@@ -67,11 +67,11 @@ def _until_killed(apps: subprocess.Popen[str], folder: Path, after: float) -> li
     apps.stdin.flush()
     word, pid = apps.stdout.readline().split()
     assert word == "started"
-    told = [apps.stdout.readline()]
+    reported = [apps.stdout.readline()]
     time.sleep(after)
     os.kill(int(pid), signal.SIGKILL)
-    while not told[-1].endswith("ended\n"):
-        told.append(apps.stdout.readline())
-        assert told[-1], "it is gone"
+    while not reported[-1].endswith("ended\n"):
+        reported.append(apps.stdout.readline())
+        assert reported[-1], "it is gone"
     # A report that the kill interrupted has no line end.
-    return [line.strip() for line in told if not line.endswith("ended\n")]
+    return [line.strip() for line in reported if not line.endswith("ended\n")]

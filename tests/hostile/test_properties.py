@@ -194,7 +194,7 @@ def test_controls_of_any_type_are_read_or_refused(cls: type[Any], data: Any) -> 
         assert "missing" in str(error)
 
 
-def asked(said: dict[str, Any]) -> None:
+def check_values(said: dict[str, Any]) -> None:
     Request(None, "", True, values=said).settings(Settings())
 
 
@@ -202,8 +202,10 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "sinks": lambda **said: SinksRequest(**said).check(),
     "evaluate": lambda **said: EvaluateRequest(**said).check(),
     "experiments": lambda **said: ExperimentRequest(**{"name": "scan", **said}).check(),
-    "experiment": lambda **said: ExperimentRequest("scan", own=said, study=said).check(),
-    "generate": lambda **said: asked(said),
+    "experiment": lambda **said: ExperimentRequest(
+        "scan", experiment_settings=said, study=said
+    ).check(),
+    "generate": lambda **said: check_values(said),
     "load": lambda **said: model_wanted(Settings(), ["demo"], {"model": "demo", **said}),
     "form": lambda **said: control_values(said, None),
 }

@@ -84,7 +84,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
     return handle.prepare([photo.resize((140, 112)), photo.resize((84, 84))], "What is it?")
 
 
-def told(inputs: PromptInputs, answer: tuple[int, ...] = ANSWER) -> dict[str, torch.Tensor]:
+def with_answer(inputs: PromptInputs, answer: tuple[int, ...] = ANSWER) -> dict[str, torch.Tensor]:
     """The prompt's tensors followed by the answer."""
     made = dict(inputs.tensors)
     ids = made["input_ids"]
@@ -105,7 +105,7 @@ def eager64(
     additive mask is added edge by edge."""
     model = copy.deepcopy(handle.model).double()
     model.set_attn_implementation({"text_config": "eager"})
-    tensors = told(inputs)
+    tensors = with_answer(inputs)
     length = tensors["input_ids"].shape[1]
     causal = torch.full((1, 1, length, length), float("-inf"), dtype=torch.float64).triu(1)
     cut = causal.clone()
@@ -133,7 +133,7 @@ def cutting(
     answer: tuple[int, ...] = ANSWER,
 ) -> torch.Tensor:
     """float32 (rows, positions, vocabulary): one pass over everything."""
-    tensors = told(inputs, answer)
+    tensors = with_answer(inputs, answer)
     rest = {k: v for k, v in tensors.items() if k not in ("pixel_values", "image_grid_thw")}
     many = {k: v.repeat(rows, 1) for k, v in rest.items()}
     many["pixel_values"] = tensors["pixel_values"].repeat(rows, 1)
@@ -147,7 +147,7 @@ def from_prefix(
 ) -> torch.Tensor:
     """float32 (rows, positions after the last image, vocabulary), continued from a prefix."""
     prefix = forward_prefix(handle, inputs, ())
-    ids = told(inputs)["input_ids"][:, prefix.length :].repeat(rows, 1)
+    ids = with_answer(inputs)["input_ids"][:, prefix.length :].repeat(rows, 1)
     with attached(
         handle,
         inputs,
@@ -206,7 +206,7 @@ def test_nothing_cut_is_the_plain_run(handle: ModelHandle, inputs: PromptInputs)
     kernel."""
     last = inputs.layout.length + len(ANSWER) - 1
     with attached(handle, inputs, new_tokens=len(ANSWER)):
-        plain = handle.model(**told(inputs)).logits
+        plain = handle.model(**with_answer(inputs)).logits
     for cuts, digits in (
         (CutEdges(((),)), 1e-5),
         (CutEdges(((0,),), queries=()), 0.0),

@@ -38,10 +38,10 @@ def test_it_starts_with_the_first_task_and_stays(helper: Helper) -> None:
 
 
 def test_progress_comes_in_order(helper: Helper) -> None:
-    told: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     task = {"kind": "count", "steps": 5, "words": "step "}
-    assert helper.do(task, lambda *at: told.append(at)) == 5
-    assert told == [(k, 5, f"step {k}") for k in range(1, 6)]
+    assert helper.do(task, lambda *at: reports.append(at)) == 5
+    assert reports == [(k, 5, f"step {k}") for k in range(1, 6)]
 
 
 def test_errors_are_those_of_the_task_and_it_goes_on(helper: Helper) -> None:

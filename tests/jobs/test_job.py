@@ -30,11 +30,11 @@ def computing(steps: int, on_progress: object = None, stop: threading.Event | No
 
 
 def test_hooks_are_the_two_arguments_of_what_computes() -> None:
-    told: list[tuple[int, int, str]] = []
-    with Job(on_progress=lambda *at: told.append(at)) as job:
+    reports: list[tuple[int, int, str]] = []
+    with Job(on_progress=lambda *at: reports.append(at)) as job:
         job.enter("Asking")
         assert computing(2, **job.hooks) == 2
-    assert told == [(1, 2, "question 0"), (2, 2, "question 1")]
+    assert reports == [(1, 2, "question 0"), (2, 2, "question 1")]
     assert job.at == JobProgress("Asking", 2, 2, "question 1")
     assert isinstance(job.stop_event, threading.Event)
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.tiny
 ONE, SOME = (2,), (0, 2, 4)
 
 
-def made(world: World, method: Method, tokens: tuple[int, ...] = SOME) -> MapStack:
+def stack_of(world: World, method: Method, tokens: tuple[int, ...] = SOME) -> MapStack:
     return explain(world.run, tokens, method, session=world.passes)
 
 
@@ -53,7 +53,7 @@ def test_rollout(world: World, residual: float) -> None:
         mixed = residual * torch.eye(size) + (1 - residual) * weights.detach().mean(0)
         rolled = mixed / mixed.sum(-1, keepdim=True) @ rolled
     expected = [rolled[world.at(t), world.vision] for t in SOME]
-    stack = made(world, Rollout(residual))
+    stack = stack_of(world, Rollout(residual))
     same(stack, expected)
     assert stack.axes == (("token", SOME),)
 
@@ -71,8 +71,8 @@ def test_value_weighted(world: World) -> None:
             by_layer.append(read.sum(0).norm(dim=-1))
         apart.append(torch.stack(by_head))
         together.append(torch.stack(by_layer))
-    same(made(world, ValueWeighted()), apart)
-    same(made(world, ValueWeighted("together")), together)
+    same(stack_of(world, ValueWeighted()), apart)
+    same(stack_of(world, ValueWeighted("together")), together)
 
 
 @pytest.mark.parametrize("of", ["log_p", "logit"])
@@ -98,8 +98,8 @@ def test_gradient_attention_and_agcam(world: World, of: str) -> None:
                 ]
             )
         )
-    same(made(world, GradientAttention(of)), product)  # type: ignore[arg-type]
-    same(made(world, AGCAM(of)), cam)  # type: ignore[arg-type]
+    same(stack_of(world, GradientAttention(of)), product)  # type: ignore[arg-type]
+    same(stack_of(world, AGCAM(of)), cam)  # type: ignore[arg-type]
 
 
 def test_logit_lens(world: World) -> None:
@@ -108,9 +108,9 @@ def test_logit_lens(world: World) -> None:
         logits = [world.dense.unembedded(out[world.vision]) for out in world.seen.out]
         probability.append(torch.stack([one.softmax(-1)[:, world.id(t)] for one in logits]))
         rank.append(torch.stack([(one > one[:, [world.id(t)]]).sum(-1).double() for one in logits]))
-    same(made(world, LogitLens()), probability)
-    same(made(world, LogitLens("rank")), rank)
-    assert made(world, LogitLens("rank")).unit == "rank"
+    same(stack_of(world, LogitLens()), probability)
+    same(stack_of(world, LogitLens("rank")), rank)
+    assert stack_of(world, LogitLens("rank")).unit == "rank"
 
 
 def rank_gaussian(image: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_tam(world: World, smooth: bool) -> None:
         if smooth:
             own = rank_gaussian(own.reshape(grid.rows, grid.columns)).ravel()
         expected.append(torch.from_numpy(own))
-    same(made(world, TokenActivation(smooth)), expected)
+    same(stack_of(world, TokenActivation(smooth)), expected)
 
 
 @pytest.mark.parametrize("of", ["log_p", "logit"])
@@ -160,4 +160,4 @@ def test_chefer(world: World, of: str) -> None:
             relevance = relevance + (gradient * weights).clamp_min(0).mean(0) @ relevance
         relevance = relevance - torch.eye(len(relevance))
         expected.append(relevance[world.at(t), world.vision])
-    same(made(world, Chefer(of)), expected)  # type: ignore[arg-type]
+    same(stack_of(world, Chefer(of)), expected)  # type: ignore[arg-type]

@@ -138,9 +138,9 @@ def test_what_a_run_cannot_give_says_why(trace: GenerationTrace) -> None:
     assert why["attention"] is None
     with pytest.raises(ValueError, match=r"method is 'relative', which .*without reference=True"):
         explain(bare, 0, "relative")
-    told = dataclasses.replace(bare, extra={"no_reference": "it was stopped"})
+    reported = dataclasses.replace(bare, extra={"no_reference": "it was stopped"})
     with pytest.raises(ValueError, match="no generic prompt to compare with: it was stopped"):
-        explain(told, 0, "relative")
+        explain(reported, 0, "relative")
     with pytest.raises(ValueError, match=r"'without_sinks', which .* no sink dimensions are known"):
         explain(bare, 0, "without-sinks")
 

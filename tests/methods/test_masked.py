@@ -122,19 +122,19 @@ def test_regions_follow_colours() -> None:
 
 @pytest.mark.parametrize("method", ["occlusion_edges", "occlusion_pixels", "region_search"])
 def test_progress_and_stop(world: World, method: str) -> None:
-    told: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     stop = threading.Event()
     passes = passes_of(world.handle, world.run, world.inputs, stop=stop)
 
     def progress(done: int, total: int, text: str) -> None:
-        told.append((done, total, text))
-        if len(told) == 3:
+        reports.append((done, total, text))
+        if len(reports) == 3:
             stop.set()
 
     with pytest.raises(Stopped) as stopped:
         explain(world.run, 1, method, session=passes, progress=progress)
-    assert len(told) == 3 and told[0][0] == 0 and 0 < told[2][0] < told[2][1]
-    assert stopped.value.total == told[0][1]
+    assert len(reports) == 3 and reports[0][0] == 0 and 0 < reports[2][0] < reports[2][1]
+    assert stopped.value.total == reports[0][1]
     assert not world.handle.lock.locked()
     # and nothing is left attached
     explain(world.run, 1, "rollout", session=Passes(world.handle, world.run, world.inputs))

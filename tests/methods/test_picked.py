@@ -92,7 +92,7 @@ def test_a_view_has_their_shares_and_sinks(run: GenerationTrace) -> None:
     assert sinks_of(run, view) == sinks_of(run, View(layers=(1, 3, 5)))
     drawing = Drawing(view, first=1)
     assert Drawing.of(json.loads(json.dumps(drawing.values()))) == drawing
-    for more in ({"layers": (1,)}, {"heads": (1,)}, {"each": (1, 2)}):
+    for more in ({"layers": (1,)}, {"heads": (1,)}, {"separate_layers": (1, 2)}):
         with pytest.raises(ValueError, match="Single heads are chosen; allowed"):
             View(picked=PickedHeads(PAIRS), **more)  # type: ignore[arg-type]
 

@@ -152,9 +152,9 @@ def test_the_map_under_var(world: World, var: VARSettings) -> None:
     settings = GenerationSettings(max_new_tokens=len(world.run.tokens))
     pair = compare(world.handle, world.inputs, settings, var, same_text=True)
     assert [t.id for t in pair.baseline.tokens] == [t.id for t in world.run.tokens]
-    told = explain(world.run, "answer", VarAttention(var), session=world.passes)
+    computed = explain(world.run, "answer", VarAttention(var), session=world.passes)
     own = explain(pair.var, "answer", "var")  # such a run needs no session
-    assert (told.values == own.values).all() and told.axes == own.axes
+    assert (computed.values == own.values).all() and computed.axes == own.axes
     assert (own.values == explain(pair.var, "answer").values).all()
     assert abs(own.values - explain(pair.baseline, "answer").values).max() > 0.01
     assert "no sink dimensions are known" in refused(world.run, 0, "var", world.passes)

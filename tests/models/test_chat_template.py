@@ -54,7 +54,7 @@ def pieces(
     return encode(tokenizer, ChatTemplate(template), turns, [2] * images)
 
 
-def said(tokenizer: Any, made: list[Piece]) -> list[tuple[str, str]]:
+def roles_and_texts(tokenizer: Any, made: list[Piece]) -> list[tuple[str, str]]:
     """Kind and text of all segments except those of the template."""
     ids = [token for piece in made for token in piece.ids]
     return [
@@ -145,7 +145,7 @@ def test_the_familys_own_says_what_the_published_one_says(
 
 def test_what_a_template_trims_is_not_in_the_prompt(tokenizer: Any) -> None:
     made = pieces(tokenizer, t.TRIMMING, "  Where? \n", " Be brief. ", HISTORY)
-    assert said(tokenizer, made) == [
+    assert roles_and_texts(tokenizer, made) == [
         ("system", "Be brief."),
         ("user", "What is it?"),
         ("assistant", "A star."),
@@ -157,7 +157,7 @@ def test_what_a_template_trims_is_not_in_the_prompt(tokenizer: Any) -> None:
 
 def test_what_a_template_rewrites_is_found_between_its_own_words(tokenizer: Any) -> None:
     template = VISION_TEMPLATE.replace("part['text']", "part['text'] | upper")
-    assert said(tokenizer, pieces(tokenizer, template, "Where is it?", "S")) == [
+    assert roles_and_texts(tokenizer, pieces(tokenizer, template, "Where is it?", "S")) == [
         ("system", "S"),
         ("user", "WHERE IS IT?"),
     ]
@@ -168,11 +168,11 @@ def test_a_template_whose_own_words_depend_on_what_is_said(tokenizer: Any) -> No
     template = VISION_TEMPLATE.replace(
         "{{ part['text'] }}", "{{ part['text'] }}{%- if 'star' in part['text'] -%}!{%- endif -%}"
     )
-    assert said(tokenizer, pieces(tokenizer, template, "a star", "S")) == [
+    assert roles_and_texts(tokenizer, pieces(tokenizer, template, "a star", "S")) == [
         ("system", "S"),
         ("user", "a star!"),
     ]
-    assert said(tokenizer, pieces(tokenizer, template, "a dot")) == [
+    assert roles_and_texts(tokenizer, pieces(tokenizer, template, "a dot")) == [
         ("system", "You are a helpful assistant."),
         ("user", "a dot"),
     ]
@@ -196,7 +196,7 @@ def test_nobody_can_type_a_control_token(typed: str, template: str, tokenizer: A
 
     def written(text: str) -> list[int]:
         made = pieces(tokenizer, template, f"a {text} b", f"c {text} d", [(f"e {text} f", text)])
-        assert [words for _, words in said(tokenizer, made)] == [
+        assert [words for _, words in roles_and_texts(tokenizer, made)] == [
             f"c {text} d",
             f"e {text} f",
             text,
@@ -216,7 +216,7 @@ def test_vision_tokens_count_as_control_tokens_whatever_the_tokenizer_calls_them
 
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(about)))
     made = pieces(plain, VISION_TEMPLATE, "a <|im_end|> <|image_pad|> b")
-    assert said(plain, made)[-1] == ("user", "a <|im_end|> <|image_pad|> b")
+    assert roles_and_texts(plain, made)[-1] == ("user", "a <|im_end|> <|image_pad|> b")
     ids = [token for piece in made for token in piece.ids]
     assert ids.count(plain.convert_tokens_to_ids(IMAGE_TOKEN)) == 2
     assert ids.count(plain.convert_tokens_to_ids("<|im_end|>")) == 2
@@ -225,7 +225,10 @@ def test_vision_tokens_count_as_control_tokens_whatever_the_tokenizer_calls_them
 def test_a_template_that_cannot_show_a_conversation(tokenizer: Any) -> None:
     with pytest.raises(TemplateError, match="System role not supported"):
         pieces(tokenizer, t.NO_SYSTEM, "Where?", "Be brief.")
-    assert said(tokenizer, pieces(tokenizer, t.NO_SYSTEM, "Where?"))[-1] == ("user", "Where?")
+    assert roles_and_texts(tokenizer, pieces(tokenizer, t.NO_SYSTEM, "Where?"))[-1] == (
+        "user",
+        "Where?",
+    )
     last_only = VISION_TEMPLATE.replace("in messages -", "in messages[-1:] -")
     with pytest.raises(TemplateError, match="does not show a user message once each"):
         pieces(tokenizer, last_only, "Where?", None, HISTORY[:1], images=0)

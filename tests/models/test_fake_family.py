@@ -125,11 +125,11 @@ def test_it_takes_no_pixel_bounds(handle: ModelHandle) -> None:
 
 def test_a_full_memory_names_no_setting_that_it_has_not(handle: ModelHandle) -> None:
     inputs, settings = handle.prepare([painted()], "x"), GenerationSettings()
-    with pytest.raises(RunOutOfMemoryError) as told, memory_errors_named(inputs, settings):
+    with pytest.raises(RunOutOfMemoryError) as error, memory_errors_named(inputs, settings):
         raise MemoryError
     tokens = inputs.layout.vision_tokens
-    assert f"a smaller image (now {tokens} vision tokens), " in str(told.value)
-    assert "pixels" not in str(told.value)
+    assert f"a smaller image (now {tokens} vision tokens), " in str(error.value)
+    assert "pixels" not in str(error.value)
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -325,9 +325,9 @@ def test_hidden_tokens_are_those_of_a_dense_mask(
     hidden = torch.zeros(2, layout.length, dtype=torch.bool)
     hidden[1, red] = True
     with sinking.lock:
-        told = read_answer(sinking, red_inputs, answer)
-        found = hidden_log_probabilities(sinking, told, hidden, from_queries=from_queries)
-    embeds = told.keywords["inputs_embeds"]
+        scored = read_answer(sinking, red_inputs, answer)
+        found = hidden_log_probabilities(sinking, scored, hidden, from_queries=from_queries)
+    embeds = scored.keywords["inputs_embeds"]
     places = torch.arange(embeds.shape[1])
     first = layout.after_images if from_queries == "after_image" else 0
     for row, gone in zip(found, hidden, strict=True):
@@ -363,11 +363,11 @@ def test_the_page_draws_cells(sinking: ModelHandle, red_inputs: PromptInputs) ->
 
 
 def test_a_probe_sees_all_positions(handle: ModelHandle, inputs: PromptInputs) -> None:
-    class Told(Probe):
+    class TextInputs(Probe):
         reads = (SiteSelection("text_inputs"),)
 
-    told = Told()
-    with attached(handle, inputs, [told]) as session, torch.no_grad():
+    probe = TextInputs()
+    with attached(handle, inputs, [probe]) as session, torch.no_grad():
         handle.model(**inputs.tensors)
-    (given,) = next(iter(session[told].values()))
+    (given,) = next(iter(session[probe].values()))
     assert given["inputs_embeds"].shape[1] == inputs.layout.length

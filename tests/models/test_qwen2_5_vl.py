@@ -75,13 +75,13 @@ def test_segments_tile_the_prompt_and_name_its_parts(handle: ModelHandle) -> Non
     for a, b in zip(layout.segments, layout.segments[1:], strict=False):
         assert a.stop == b.start
 
-    def said(kind: str) -> str:
+    def text_of(kind: str) -> str:
         decode = handle.processor.tokenizer.decode
         parts = [s for s in layout.segments if s.kind == kind]
         return "|".join(decode(list(inputs.token_ids[s.start : s.stop])) for s in parts)
 
-    assert said("user") == "What is there?"
-    assert said("system") == "Be brief."
+    assert text_of("user") == "What is there?"
+    assert text_of("system") == "Be brief."
     image_id = handle.model.config.image_token_id
     where = [i for i, token in enumerate(inputs.token_ids) if token == image_id]
     assert layout.vision_positions().tolist() == where

@@ -25,7 +25,7 @@ from sinkscope.models.loading import ModelError, ModelHandle, load_model
 from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import Projection
 from sinkscope.sinks.validating.masking import hidden_log_probabilities, read_answer
-from tests.text_models import TEXT, attention_of, save_text_model, told
+from tests.text_models import TEXT, attention_of, generated, save_text_model
 
 pytestmark = pytest.mark.tiny
 
@@ -54,11 +54,11 @@ def test_a_full_memory_speaks_of_no_image(inputs: PromptInputs) -> None:
     with (
         pytest.raises(
             RunOutOfMemoryError, match=r"What helps: fewer new tokens .*64\), or"
-        ) as told,
+        ) as error,
         memory_errors_named(inputs, GenerationSettings()),
     ):
         raise MemoryError
-    assert "image" not in str(told.value) and "vision" not in str(told.value)
+    assert "image" not in str(error.value) and "vision" not in str(error.value)
 
 
 def test_a_prompt_is_the_text_alone(handle: ModelHandle, inputs: PromptInputs) -> None:
@@ -182,12 +182,12 @@ class Rows(Probe):
 def test_rows_are_those_of_eager_attention(handle: ModelHandle, inputs: PromptInputs) -> None:
     """All rows of the prompt and of the answer, in every layer; the output is plain SDPA's."""
     with attention_of(handle, "eager"):
-        eager = told(handle, inputs, output_attentions=True)
+        eager = generated(handle, inputs, output_attentions=True)
     with attention_of(handle, "sdpa"):
-        plain = told(handle, inputs)
+        plain = generated(handle, inputs)
     probe = Rows()
     with attached(handle, inputs, [probe], new_tokens=NEW) as session:
-        ours = told(handle, inputs)
+        ours = generated(handle, inputs)
     assert torch.equal(ours.sequences, eager.sequences)
     for a, b, c in zip(ours.logits, plain.logits, eager.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
@@ -237,7 +237,7 @@ def test_a_run_without_image_is_recorded(
 ) -> None:
     trace = generate(handle, inputs, GenerationSettings(max_new_tokens=NEW))
     with attention_of(handle, "eager"):
-        eager = told(handle, inputs, output_attentions=True)
+        eager = generated(handle, inputs, output_attentions=True)
     assert [token.id for token in trace.tokens] == eager.sequences[
         0, inputs.layout.length :
     ].tolist()
@@ -257,10 +257,10 @@ def test_a_run_without_image_is_recorded(
 def test_hidden_tokens_are_those_of_a_dense_mask(handle: ModelHandle, inputs: PromptInputs) -> None:
     answer = (5, 70, 9)
     with handle.lock:
-        told = read_answer(handle, inputs, answer)
+        scored = read_answer(handle, inputs, answer)
         hidden = torch.zeros(2, inputs.layout.length, dtype=torch.bool)
         hidden[1, 2] = True
-        found = hidden_log_probabilities(handle, told, hidden)
+        found = hidden_log_probabilities(handle, scored, hidden)
     ids = torch.tensor([[*inputs.token_ids, *answer[:-1]]])
     places = torch.arange(ids.shape[1])
     for row, gone in zip(found, (None, 2), strict=True):

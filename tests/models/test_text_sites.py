@@ -16,7 +16,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import MODULE_SITES, SiteSelection
-from tests.text_models import TEXT, WITHOUT_GATE, attention_of, told
+from tests.text_models import TEXT, WITHOUT_GATE, attention_of, generated
 
 pytestmark = pytest.mark.tiny
 
@@ -114,12 +114,12 @@ def test_sites_are_what_hooks_see(handle: ModelHandle, inputs: PromptInputs) -> 
         else:
             hooks.append(module.register_forward_hook(lambda m, a, o, look=look: look(o)))
     with attention_of(handle, "sdpa"):
-        told(handle, inputs)
+        generated(handle, inputs)
     for hook in hooks:
         hook.remove()
     probes = {site: Values(SiteSelection(site, (LAYER,))) for site in seen}  # type: ignore[arg-type]
     with attached(handle, inputs, list(probes.values()), new_tokens=NEW) as session:
-        told(handle, inputs)
+        generated(handle, inputs)
     assert set(seen) == set(handle.stack.points)
     lacking = set(MODULE_SITES) - set(seen)
     assert lacking == ({"gate", "up"} if handle.info.family in WITHOUT_GATE else set())
@@ -185,12 +185,12 @@ def test_an_edit_is_what_a_hook_does(handle: ModelHandle, inputs: PromptInputs, 
         else module.register_forward_hook(after)
     )
     with attention_of(handle, "sdpa"):
-        right = told(handle, inputs)
+        right = generated(handle, inputs)
         hook.remove()
-        plain = told(handle, inputs)
+        plain = generated(handle, inputs)
     change = Squashed((SiteSelection(site, (LAYER,)),))  # type: ignore[arg-type]
     with attached(handle, inputs, interventions=[change], new_tokens=NEW):
-        ours = told(handle, inputs)
+        ours = generated(handle, inputs)
     assert torch.equal(right.sequences, ours.sequences)
     for a, b in zip(right.logits, ours.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

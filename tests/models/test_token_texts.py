@@ -108,8 +108,8 @@ def test_texts_of_any_ids_join_wherever_they_end(kind: str, data: st.DataObject)
     for count, token in enumerate(ids, 1):
         pieces.add(token)
         if count % 7 == 0:  # a stop may come at any token
-            assert "".join(pieces.finish()) == names.decode(ids[:count])
-    assert "".join(pieces.finish()) == names.decode(ids)
+            assert "".join(pieces.texts()) == names.decode(ids[:count])
+    assert "".join(pieces.texts()) == names.decode(ids)
     if kind != "byte fallback":  # text already shown can become U+FFFD later
         fresh, shown = TextPieces(names), ""
         for token in ids:
@@ -140,7 +140,7 @@ def test_asking_for_alternatives_changes_nothing(kind: str, data: st.DataObject)
         for other in (*others, token):
             asking.would_add(other)
         assert asking.add(token) == plain.add(token)
-    assert asking.finish() == plain.finish()
+    assert asking.texts() == plain.texts()
 
 
 def test_blanks_between_words_stay() -> None:

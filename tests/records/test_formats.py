@@ -261,7 +261,7 @@ def test_images_in_messages() -> None:
 
 
 def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
-    def asked(text: str, images: int = 1) -> Record:
+    def record_of(text: str, images: int = 1) -> Record:
         return read({"images": [f"{i}.jpg" for i in range(images)], "question": text})
 
     for text in (
@@ -271,30 +271,30 @@ def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
         "What?<image>",
         " <image> What?",
     ):
-        assert asked(text).question == "What?"
-    assert asked("Look at <image> and say").question == "Look at and say"
-    assert asked("One\n<image>\ntwo").question == "One\ntwo"
-    assert [asked(t).image_after_text for t in ("<image>\nx", "x\n<image>", "x")] == [
+        assert record_of(text).question == "What?"
+    assert record_of("Look at <image> and say").question == "Look at and say"
+    assert record_of("One\n<image>\ntwo").question == "One\ntwo"
+    assert [record_of(t).image_after_text for t in ("<image>\nx", "x\n<image>", "x")] == [
         False,
         True,
         False,
     ]
     # Those beyond the marks belong to later turns; without marks all are shown.
-    assert files(asked("<image><image>Which?", 3)) == ["0.jpg", "1.jpg"]
-    assert files(asked("Which?", 3)) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert files(record_of("<image><image>Which?", 3)) == ["0.jpg", "1.jpg"]
+    assert files(record_of("Which?", 3)) == ["0.jpg", "1.jpg", "2.jpg"]
     with pytest.raises(RecordError, match=r"has 2 image marks in its question, but 1 image$"):
-        asked("<image><image>Which?", 1)
+        record_of("<image><image>Which?", 1)
     # A numbered mark says which image is meant.
-    record = asked("Is <image 1> like <image_2>?", 2)
+    record = record_of("Is <image 1> like <image_2>?", 2)
     assert record.question == "Is image 1 like image 2?" and len(record.images) == 2
     # In time linear in the text's length.
     gaps = " " * 200_000
-    assert asked(f"a{gaps}<image>{gaps}b{gaps}c").question == f"a b{gaps}c"
-    assert asked("a <image> <image> b", 2).question == "a b"
-    assert asked("a <image>\n<image> b", 2).question == "a\nb"
+    assert record_of(f"a{gaps}<image>{gaps}b{gaps}c").question == f"a b{gaps}c"
+    assert record_of("a <image> <image> b", 2).question == "a b"
+    assert record_of("a <image>\n<image> b", 2).question == "a\nb"
     with pytest.raises(RecordError, match="has 200000 image marks"):
-        asked("a<image>" * 200_000)
-    assert asked("a < b <b>?").question == "a < b <b>?"
+        record_of("a<image>" * 200_000)
+    assert record_of("a < b <b>?").question == "a < b <b>?"
 
 
 def test_the_first_pair_that_shows_an_image_is_asked_with_what_was_said_before() -> None:

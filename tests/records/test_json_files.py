@@ -93,7 +93,7 @@ def test_a_long_line_that_is_called_json(tmp_path: Path) -> None:
         ('[{"a": 1}', "a.json", "after entry 1, of a.json is not JSON: the file ends where"),
         ('[{"a": 1} {"a": 2}]', "a.json", "after entry 1, of a.json is not JSON: '{' stands where"),
         ('[{"a": 1},]', "a.json", "Entry 2 of a.json is not JSON"),
-        ('[{"a": 1}] x', "a.json", "goes on with 'x' behind its end"),
+        ('[{"a": 1}] x', "a.json", "continues with 'x' after its end"),
         ('[{"a": 1, "a": 2}]', "a.json", "Entry 1 of a.json is not JSON: .* the key 'a' twice"),
         ("[" * 100_000, "a.json", "Entry 1 of a.json is not JSON: it is nested too deeply"),
         (b'[{"a": "\xff"}]', "a.json", "a.json is not UTF-8 text"),

@@ -191,7 +191,7 @@ def test_a_parquet_file_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
     assert [row["question"] for _, row in found[:-1]] == table["question"].to_pylist()[:32]
     number, last = found[-1]
     assert number == 33
-    assert last.reason.startswith("Row 33 of a.parquet and all behind it cannot be read: ")
+    assert last.reason.startswith("Row 33 of a.parquet and all after it cannot be read: ")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         list(parquet_rows(path, path.name))
     path.write_bytes(b"PAR1 this is none")

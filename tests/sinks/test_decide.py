@@ -27,7 +27,7 @@ SETTINGS = FindSettings(bootstrap=1000, halves=20)
 MAGNITUDE = SETTINGS.min_magnitude(D)
 
 
-def made(name: str = "a", **changed: torch.Tensor) -> SampleStats:
+def sample_stats(name: str = "a", **changed: torch.Tensor) -> SampleStats:
     """One sample in which one of 20 tokens stands out in each layer and no dimension is large."""
     group = torch.ones(L, V, dtype=torch.uint8)
     group[:, 0] = 2
@@ -52,7 +52,7 @@ def made(name: str = "a", **changed: torch.Tensor) -> SampleStats:
 
 def with_dim(dim: int, layers: slice, size: float = 8.0, **also: torch.Tensor) -> SampleStats:
     """A sample in whose layers a dimension marks the token that stands out."""
-    plain = made()
+    plain = sample_stats()
     sink, prominence = plain.sink.clone(), plain.prominence.clone()
     dims, values = plain.top_dims.clone(), plain.top_values.clone()
     sink[layers, dim], prominence[layers, dim] = size, 50.0
@@ -79,7 +79,7 @@ def test_a_dimension_needs_enough_consecutive_layers() -> None:
 
 
 def test_large_everywhere_marks_nothing() -> None:
-    ordinary = made().ordinary_prominence.clone()
+    ordinary = sample_stats().ordinary_prominence.clone()
     ordinary[:, 7] = 40.0  # 50 on what stands out
     assert decided([with_dim(7, slice(0, 4), ordinary_prominence=ordinary)] * 6) == {7: False}
 
@@ -90,7 +90,7 @@ def test_large_but_not_isolated_is_no_sink_dimension() -> None:
 
 
 def test_a_minority_of_samples_decides_nothing_however_large() -> None:
-    stats = [with_dim(7, slice(0, 4), size=9.9)] * 4 + [made()] * 5
+    stats = [with_dim(7, slice(0, 4), size=9.9)] * 4 + [sample_stats()] * 5
     assert decided(stats) == {7: False}
     assert decided(stats, replace(SETTINGS, min_consistency=0.4, min_share=0.2)) == {7: False}
 
@@ -98,7 +98,7 @@ def test_a_minority_of_samples_decides_nothing_however_large() -> None:
 def test_the_lower_end_of_the_interval_decides_not_the_mean() -> None:
     """7 of 12 samples have 8, the rest 0.5: the mean is 4.9, above the required 3.8, and its
     interval extends 2.1 to each side."""
-    stats = [with_dim(7, slice(0, 4))] * 7 + [made()] * 5
+    stats = [with_dim(7, slice(0, 4))] * 7 + [sample_stats()] * 5
     total = totals(stats, SETTINGS, D)
     assert float(total.sink[0, 7]) == pytest.approx((7 * 8 + 5 * 0.5) / 12)
     values = tracked(stats, (7,), SETTINGS, MAGNITUDE)
@@ -112,7 +112,7 @@ def test_the_lower_end_of_the_interval_decides_not_the_mean() -> None:
 
 def test_a_sample_without_sinks_counts_against_consistency_and_not_in_the_mean() -> None:
     group = torch.ones(L, V, dtype=torch.uint8)
-    none = made("b", group=group, sink=torch.zeros(L, D), prominence=torch.zeros(L, D))
+    none = sample_stats("b", group=group, sink=torch.zeros(L, D), prominence=torch.zeros(L, D))
     total = totals([with_dim(7, slice(0, 4)), none], SETTINGS, D)
     assert total.with_sinks.tolist() == [1] * L
     assert float(total.sink[0, 7]) == 8.0 and float(total.consistency[0, 7]) == 0.5
@@ -153,7 +153,7 @@ def test_phi_is_exact_above_the_kth_value_and_bounded_below() -> None:
 
 
 def test_tau_lies_between_ordinary_tokens_and_sinks() -> None:
-    stats = [with_dim(7, slice(0, 4), size=8.0)] * 8 + [made()] * 2
+    stats = [with_dim(7, slice(0, 4), size=8.0)] * 8 + [sample_stats()] * 2
     histogram = histograms(stats, (7,), D)
     assert histogram.vision.sum(-1).tolist() == [10 * V] * L
     found = calibrate(histogram, [1, 2])

@@ -123,16 +123,16 @@ def test_goes_on_after_stop_and_trusts_no_damaged_file(
     samples = painted_samples(5)
     whole = find(model, samples, QUICK)
     stop = threading.Event()
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
     def progress(done: int, total: int, text: str) -> None:
-        told.append((done, total))
+        reports.append((done, total))
         if done == 3:
             stop.set()
 
     with pytest.raises(Stopped) as stopped:
         find(model, samples, QUICK, work=tmp_path, on_progress=progress, stop=stop)
-    assert (stopped.value.done, stopped.value.total) == (3, 5) and told[-1] == (3, 5)
+    assert (stopped.value.done, stopped.value.total) == (3, 5) and reports[-1] == (3, 5)
     files = sorted(tmp_path.rglob("*.st"))
     assert len(files) == 3
     flipped = bytearray(files[0].read_bytes())
@@ -140,11 +140,11 @@ def test_goes_on_after_stop_and_trusts_no_damaged_file(
     files[0].write_bytes(flipped)
     files[1].write_bytes(files[2].read_bytes())  # another sample's
 
-    told.clear()
+    reports.clear()
     again = find(
-        model, samples, QUICK, work=tmp_path, on_progress=lambda *p: told.append((p[0], p[1]))
+        model, samples, QUICK, work=tmp_path, on_progress=lambda *p: reports.append((p[0], p[1]))
     )
-    assert told[0] == (1, 5) and told[-1] == (5, 5)
+    assert reports[0] == (1, 5) and reports[-1] == (5, 5)
     named = [note for note in again.notes if "was measured again" in note]
     assert len(named) == 2
     assert any("checksum" in note for note in named)

@@ -62,11 +62,11 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
     settings = dataclasses.replace(FAST, min_ratio=1.5)  # several high tokens an image
     probe = PromptReading(profile, draws, taus, settings)
     answer = answer_tokens(handle, "a red star.", 4)
-    told = read_answer(handle, inputs, answer, [probe])
+    scored = read_answer(handle, inputs, answer, [probe])
     assert torch.equal(
-        told.log_probabilities, read_answer(handle, inputs, answer).log_probabilities
+        scored.log_probabilities, read_answer(handle, inputs, answer).log_probabilities
     )
-    got = told.session[probe].reading()
+    got = scored.session[probe].reading()
 
     model = copy.deepcopy(handle.model)
     model.set_attn_implementation({"text_config": "eager"})
@@ -113,12 +113,12 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
 
 
 def test_a_whole_validation(handle: ModelHandle, profile: SinkProfile) -> None:
-    told: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     samples = [sample(n) for n in (2, 0, 1)]
     made = validate(
-        handle, profile, samples, FAST, found_on=("else",), on_progress=lambda *t: told.append(t)
+        handle, profile, samples, FAST, found_on=("else",), on_progress=lambda *t: reports.append(t)
     )
-    assert told == [(1, 3, "s0"), (2, 3, "s1"), (3, 3, "s2")]
+    assert reports == [(1, 3, "s0"), (2, 3, "s1"), (3, 3, "s2")]
     assert [one.id for one in made.samples] == ["s0", "s1", "s2"]
     assert [layer.layer for layer in made.layers] == list(range(handle.info.layers))
     assert all(one.answer.startswith("a red") and not one.own for one in made.samples)
@@ -152,14 +152,16 @@ def test_changes_are_those_of_hiding(handle: ModelHandle, profile: SinkProfile) 
     inputs = handle.prepare(given.open_images(), given.prompt)
     vision = inputs.layout.vision_positions()
     stream = Values(SiteSelection("block_in"))
-    told = read_answer(handle, inputs, answer_tokens(handle, "a red star.", 4), [stream])
-    seen = [sink_score(states[0], profile.dims)[vision] for states in told.session[stream].values()]
+    scored = read_answer(handle, inputs, answer_tokens(handle, "a red star.", 4), [stream])
+    seen = [
+        sink_score(states[0], profile.dims)[vision] for states in scored.session[stream].values()
+    ]
     flagged = torch.stack([scores > TAU for scores in seen[2:]]).any(0)
     assert 0 < int(flagged.sum()) == made.hidden < made.tokens == len(vision)
     hidden = torch.zeros(3, inputs.layout.length, dtype=torch.bool)
     hidden[1, vision[flagged]] = True
     hidden[2, vision] = True
-    logs = hidden_log_probabilities(handle, told, hidden).mean(1)
+    logs = hidden_log_probabilities(handle, scored, hidden).mean(1)
     assert made.log_probability == pytest.approx(float(logs[0]), abs=1e-5)
     assert made.changes["sinks"] == pytest.approx(float(logs[1] - logs[0]), abs=1e-5)
     assert made.changes["image"] == pytest.approx(float(logs[2] - logs[0]), abs=1e-5)

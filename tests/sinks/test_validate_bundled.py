@@ -95,10 +95,10 @@ def test_tokens_on_the_object_are_the_answer(
         hidden[1, vision[on]] = True
         hidden[2, vision[others[order[: int(on.sum())]]]] = True
         assert one.answer is not None
-        told = read_answer(handle, inputs, answer_tokens(handle, one.answer, 24))
+        scored = read_answer(handle, inputs, answer_tokens(handle, one.answer, 24))
         logs = hidden_log_probabilities(
             handle,
-            told,
+            scored,
             hidden,
             from_queries=from_queries,  # type: ignore[arg-type]
         )
@@ -125,8 +125,8 @@ def _object_dimension(handle: ModelHandle, drawn: list[tuple[Scene, Sample]]) ->
         on = _on_object(picture, inputs.layout.grids[0].boxes())
         assert one.answer is not None
         answer = answer_tokens(handle, one.answer, 24)
-        told = read_answer(handle, inputs, answer, [stream])
-        for hidden in told.session[stream].values():
+        scored = read_answer(handle, inputs, answer, [stream])
+        for hidden in scored.session[stream].values():
             states = hidden[0].float()[vision]
             size = states.abs() * torch.rsqrt(states.pow(2).mean(-1, keepdim=True))
             sums.add_(torch.stack([size[on].mean(0), size[~on].mean(0)]))

@@ -20,6 +20,7 @@ from PIL import Image
 from sinkscope.attention_extractor import generate
 from sinkscope.config import AppSettings, GenerationSettings, ImageLimits, ModelSettings, Settings
 from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.source import DEMO
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
@@ -102,6 +103,17 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made.app.blocks.close(verbose=False)
 
 
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
+    """The app with the bundled model, and its address."""
+    if not (DEMO / "config.json").is_file():
+        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
+    page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
+    app = build_app(Settings(app=page))
+    yield app, launch(app, wait=False)
+    app.blocks.close(verbose=False)
+
+
 @pytest.fixture(scope="session")
 def handle(tiny_folder: Path) -> ModelHandle:
     """The tiny random model, for tests of the page that compute something."""
@@ -160,7 +172,7 @@ def new_page(
             problems.append(f"request to {address}")
             route.abort()
 
-    def told(message: Any) -> None:
+    def report(message: Any) -> None:
         if message.type == "error" and not errors:
             problems.append(f"console: {message.text}")
 
@@ -168,7 +180,7 @@ def new_page(
     page = context.new_page()
     page.set_default_timeout(60_000)  # only reached by a page that hangs, even on a busy machine
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
-    page.on("console", told)
+    page.on("console", report)
     page.streams = set()  # open streams of messages: see `settled`
     page.on("request", lambda one: page.streams.add(one) if "/queue/data" in one.url else None)
     page.on("requestfinished", lambda one: page.streams.discard(one))
@@ -232,3 +244,10 @@ def example_page(_example_page: tuple[Any, list[str]]) -> Iterator[Any]:
     yield page
     page.mouse.move(0, 0)
     assert problems == []
+
+
+def open_tab(page: Any, name: str, component: str) -> None:
+    """Open a tab of the page by its name once the model is loaded."""
+    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
+    page.click(f"button[role=tab]:has-text('{name}')")
+    page.wait_for_selector(component)

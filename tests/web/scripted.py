@@ -97,11 +97,11 @@ class ScriptedEngine:
         same_text: bool = False,
         **hooks: Any,
     ) -> Any:
-        def told(i: int, token: Any) -> None:
+        def report(i: int, token: Any) -> None:
             hooks["on_token"]("baseline", i, token)
             hooks["on_token"]("var", i, token)
 
-        first = self._run(inputs, told, hooks["stop"])
+        first = self._run(inputs, report, hooks["stop"])
         words = tuple(token.text for token in first.tokens)
         picture = {"image": inputs.images[0], "prompt": inputs.prompt}
         pair = make_pair(words, words, finish=first.finish_reason, **picture)
@@ -110,7 +110,7 @@ class ScriptedEngine:
 
     @staticmethod
     def estimate(
-        handle: Any, inputs: Any, settings: Any, *, answers: int, same_text: bool, pace: Any
+        handle: Any, inputs: Any, settings: Any, *, answers: int, same_text: bool, run_times: Any
     ) -> Forecast:
         """A thousand bytes and a tenth of a second per token; "heavy" does not fit."""
         if inputs.prompt == "heavy":
@@ -120,7 +120,7 @@ class ScriptedEngine:
         sizes = (layout.length, layout.vision_tokens, count, 1000 * count, 0, 0)
         return Forecast(*sizes, answers * count / 10, None, None)
 
-    def _run(self, inputs: Any, told: Any, stop: threading.Event) -> GenerationTrace:
+    def _run(self, inputs: Any, report: Any, stop: threading.Event) -> GenerationTrace:
         if inputs.prompt == "full":
             raise RunOutOfMemoryError("The memory of the device is full; use a smaller image.")
         if inputs.prompt == "broken":
@@ -138,9 +138,9 @@ class ScriptedEngine:
                     break
             if stop.is_set():
                 break
-            told(i, token)
+            report(i, token)
             made += 1
         self.ended.set()
         finish = "end" if made == len(words) else "stopped"
-        told_of = make_trace(words[:made], finish=finish, **size, **picture)  # type: ignore[arg-type]
-        return with_more(told_of, inputs.images[1:])
+        trace = make_trace(words[:made], finish=finish, **size, **picture)  # type: ignore[arg-type]
+        return with_more(trace, inputs.images[1:])

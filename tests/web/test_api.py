@@ -286,12 +286,12 @@ def test_a_figure_with_tokens_of_its_own_on_each_side(
 ) -> None:
     seen: list[Any] = []
 
-    def made(run: Any, wanted: Any, folder: Path, **rest: Any) -> list[Path]:
+    def write_files(run: Any, wanted: Any, folder: Path, **rest: Any) -> list[Path]:
         seen.append(wanted)
         (folder / "a.csv").write_text("x")
         return [folder / "a.csv"]
 
-    monkeypatch.setattr("sinkscope.web.api.endpoints.make_files", made)
+    monkeypatch.setattr("sinkscope.web.api.endpoints.make_files", write_files)
     client.predict(run=compared["run"], tokens="3", own_tokens="5-6", api_name="/export")
     client.predict(run=compared["run"], tokens="3", api_name="/export")
     assert [(one.first, one.last, one.second_tokens) for one in seen] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import socket
 import subprocess
 import sys
@@ -94,6 +95,26 @@ def test_a_busy_machine_does_not_end_the_start(
             assert page.status == 200
     finally:
         made.blocks.close(verbose=False)
+
+
+def test_the_functions_of_events_take_the_values_that_the_page_names(tmp_path: Path) -> None:
+    settings = Settings(app=AppSettings(cache_dir=str(tmp_path)))
+    made = build_app(settings, fake_handle(), example=Run({"baseline": make_trace()}), examples=[])
+    checked = 0
+    for event in made.blocks.fns.values():
+        named = [name for name in event.input_parameter_names or [] if name is not None]
+        if event.fn is None or len(named) < len(event.inputs):
+            continue
+        signature = inspect.signature(event.fn)
+        values = {
+            name: object()
+            for name, one in signature.parameters.items()
+            if "Request" in str(one.annotation) or "EventData" in str(one.annotation)
+        }
+        signature.bind(**values, **dict.fromkeys(named))
+        checked += bool(named)
+    assert checked > 20
+    made.blocks.close(verbose=False)
 
 
 def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:

@@ -194,8 +194,8 @@ def test_a_file_of_a_tab_is_an_upload(guarded: Site, private: Path) -> None:
         status, text = post(guarded, "/gradio_api/queue/join", body)
         assert status == 200 and "event_id" in text
         address = f"/gradio_api/queue/data?session_hash={session}"
-        told = send(guarded, address, method="GET", kind=None)[1]
-        assert NO_UPLOAD in told and path not in told, told[-1500:]
+        body = send(guarded, address, method="GET", kind=None)[1]
+        assert NO_UPLOAD in body and path not in body, body[-1500:]
 
 
 @pytest.mark.parametrize("name", ["gone.png", "", "../private.png", "link.png"])

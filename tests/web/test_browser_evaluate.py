@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sinkscope.config import AppSettings, Settings
-from sinkscope.models.source import DEMO
-from sinkscope.web.launch import launch
-from sinkscope.web.page import App, build_app
-from tests.web.conftest import free_port, reload
+from sinkscope.web.page import App
+from tests.web.conftest import open_tab, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 TAB = "[data-testid=evaluation]"
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
-    if not (DEMO / "config.json").is_file():
-        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
-    page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
-    app = build_app(Settings(app=page))
-    yield app, launch(app, wait=False)
-    app.blocks.close(verbose=False)
-
-
-def open_tab(page: Any) -> None:
-    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
-    page.click("button[role=tab]:has-text('Evaluate')")
-    page.wait_for_selector(TAB)
 
 
 def start(page: Any, questions: int) -> None:
@@ -72,7 +52,7 @@ def test_axe_finds_nothing_serious(
     bundled: tuple[App, str], open_page: Any, width: int, scheme: str
 ) -> None:
     page = open_page(bundled[1], width=width, scheme=scheme)
-    open_tab(page)
+    open_tab(page, "Evaluate", TAB)
     options = COLOURS if scheme == "dark" else ALL
     assert serious(page, options) == []
     run(page, 7)
@@ -83,7 +63,7 @@ def test_axe_finds_nothing_serious(
 def test_from_run_to_explore(bundled: tuple[App, str], open_page: Any) -> None:
     app, url = bundled
     page = open_page(url)
-    open_tab(page)
+    open_tab(page, "Evaluate", TAB)
     page.click("#evaluate-methods label:has-text('Random control')")
     result = run(page, 6)
     assert text(page, "title") == "var against default on 6 questions of drawn scenes · demo"
@@ -124,10 +104,10 @@ def test_from_run_to_explore(bundled: tuple[App, str], open_page: Any) -> None:
 
     # A reload shows the run again; another browser has no run and no list of them.
     reload(page)
-    open_tab(page)
+    open_tab(page, "Evaluate", TAB)
     page.wait_for_selector(f"{TAB}[data-ready='{result}']")
     other = open_page(url)
-    open_tab(other)
+    open_tab(other, "Evaluate", TAB)
     assert other.get_attribute(TAB, "data-phase") == "empty"
     assert not other.is_visible("[data-testid=evaluate-earlier]")
 
@@ -142,7 +122,7 @@ def test_from_run_to_explore(bundled: tuple[App, str], open_page: Any) -> None:
 
 def test_stop_and_go_on_on_a_phone(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1], width=390, scheme="dark")
-    open_tab(page)
+    open_tab(page, "Evaluate", TAB)
     start(page, 120)
     page.wait_for_selector("[data-testid=evaluate-scores] table", timeout=60_000)
     assert "so far" in text(page, "title").lower()
@@ -170,7 +150,7 @@ def test_own_questions_are_uploaded_asked_and_opened(
     bundled: tuple[App, str], open_page: Any
 ) -> None:
     page = open_page(bundled[1])
-    open_tab(page)
+    open_tab(page, "Evaluate", TAB)
     page.click("#evaluate-source label:has-text('My questions')")
     page.wait_for_selector("#evaluate-files input[type=file]", state="attached")
     assert not page.is_visible("#evaluate-types")

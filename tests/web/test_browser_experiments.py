@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sinkscope.config import AppSettings, Settings
 from sinkscope.experiments.result import Result
-from sinkscope.models.source import DEMO
-from sinkscope.web.launch import launch
-from sinkscope.web.page import App, build_app
-from tests.web.conftest import free_port, reload
+from sinkscope.web.page import App
+from tests.web.conftest import open_tab, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 TRIAL = "[data-testid=trial]"
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
-    if not (DEMO / "config.json").is_file():
-        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
-    page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
-    app = build_app(Settings(app=page))
-    yield app, launch(app, wait=False)
-    app.blocks.close(verbose=False)
-
-
-def open_tab(page: Any) -> None:
-    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
-    page.click("button[role=tab]:has-text('Experiments')")
-    page.wait_for_selector(TRIAL)
 
 
 def fill(page: Any, box: str, value: str) -> None:
@@ -76,7 +56,7 @@ def save(page: Any, selector: str) -> Path:
 
 def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1])
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     assert page.locator(f"{TRIAL} .listed button").count() == 9
     page.wait_for_function(
         "document.querySelector('#experiments-ahead').innerText.includes('dimensions 17, 101')"
@@ -112,17 +92,17 @@ def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: A
 
     # A reload shows it again with the same form values; another browser never does.
     reload(page)
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     page.wait_for_selector(f"{TRIAL}[data-ready='{ident}']")
     page.wait_for_selector("#set-mlp-subspace-layer")
     other = open_page(bundled[1])
-    open_tab(other)
+    open_tab(other, "Experiments", TRIAL)
     assert other.get_attribute(TRIAL, "data-phase") == "empty"
 
 
 def test_two_runs_side_by_side(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1], width=390)
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     choose(page, "decompose-output", 3)
     one = run(page)
     assert not page.is_visible("[data-testid=experiments-sides]")  # a second one is needed
@@ -149,7 +129,7 @@ def test_two_runs_side_by_side(bundled: tuple[App, str], open_page: Any) -> None
     page.click("[data-does=a]")
     page.wait_for_selector(f"{TRIAL}[data-ready='{one}']")
     reload(page)
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     page.wait_for_selector("[data-testid=experiments-sides]")
     assert page.locator(".sides [name=a] option").count() == 2
 
@@ -158,7 +138,7 @@ def test_an_error_is_one_sentence_and_the_result_before_stays(
     bundled: tuple[App, str], open_page: Any
 ) -> None:
     page = open_page(bundled[1])
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     choose(page, "decompose-output", 3)
     ident = run(page)
     fill(page, "#set-decompose-output-layer input", "77")
@@ -181,7 +161,7 @@ def test_axe_finds_nothing_serious(
     bundled: tuple[App, str], open_page: Any, width: int, scheme: str
 ) -> None:
     page = open_page(bundled[1], width=width, scheme=scheme)
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     options = COLOURS if scheme == "dark" else ALL
     assert serious(page, options) == []
     choose(page, "ablate-mlp", 3)
@@ -194,7 +174,7 @@ def test_axe_finds_nothing_serious(
 
 def test_stop_ends_it_and_keeps_nothing(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1], width=390, scheme="dark")
-    open_tab(page)
+    open_tab(page, "Experiments", TRIAL)
     choose(page, "ablate-mlp", 60)
     page.click("#experiments-run")
     page.wait_for_function(

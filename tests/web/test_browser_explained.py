@@ -105,11 +105,11 @@ def test_computed_stopped_shown_saved_and_kept(
     ahead = [one.name for one in METHODS].index("rollout")
     gate.let(ahead + 1)
     tile(page, "rollout").locator("canvas").wait_for()
-    told = page.locator(".explained .told")
+    status = page.locator(".explained .status-text")
     page.wait_for_function(
-        "document.querySelector('.explained .told').innerText == 'value weighted'"
+        "document.querySelector('.explained .status-text').innerText == 'value weighted'"
     )
-    assert told.is_visible() and tile(page, "chefer").locator("canvas").count() == 0
+    assert status.is_visible() and tile(page, "chefer").locator("canvas").count() == 0
     assert "not computed yet" in tile(page, "chefer").inner_text()
     assert tile(page, "chefer").is_disabled()
     done = float(

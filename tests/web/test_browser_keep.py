@@ -105,7 +105,7 @@ def test_what_the_server_draws(
     page.fill("[data-testid=motion-window]", "2")
     path = saved(page, way, tmp_path)
     assert path.suffix == f".{way}"
-    page.wait_for_selector(f".save .told:has-text('.{way} (')")
+    page.wait_for_selector(f".save .status-text:has-text('.{way} (')")
     if way == "gif":
         with Image.open(path) as picture:
             assert picture.n_frames == 3  # of four tokens, two by two
@@ -126,7 +126,7 @@ def test_what_the_server_draws(
     page.fill("[data-testid=motion-window]", "9")
     if way != "pdf":
         page.click(f"[data-testid=save-{way}]")
-        page.wait_for_selector(".save .told:has-text('window is 9; allowed: 1 to 4')")
+        page.wait_for_selector(".save .status-text:has-text('window is 9; allowed: 1 to 4')")
 
 
 def test_one_panel_is_open_at_a_time(site: Site, open_page: Any) -> None:

@@ -72,16 +72,16 @@ def test_same_text_shows_how_much_likelier_each_token_became(site: Site, open_pa
     assert page.locator("[data-testid=own-choice]").count() == 0  # the texts do not part
 
 
-def told_only(seen: list[ExportRequest]) -> Callable[..., list[Path]]:
+def noting_requests(seen: list[ExportRequest]) -> Callable[..., list[Path]]:
     """Replaces `make_files`: stores the request, and writes an empty file."""
 
-    def made(run: Run, wanted: ExportRequest, folder: Path, **rest: Any) -> list[Path]:
+    def write_files(run: Run, wanted: ExportRequest, folder: Path, **rest: Any) -> list[Path]:
         seen.append(wanted)
         path = folder / f"it.{wanted.kind}"
         path.write_bytes(b"")
         return [path]
 
-    return made
+    return write_files
 
 
 def test_each_answer_can_have_its_own_token(
@@ -109,7 +109,7 @@ def test_each_answer_can_have_its_own_token(
 
     # The server is asked to draw what is on screen; an animation without a chosen range shows all.
     wanted: list[ExportRequest] = []
-    monkeypatch.setattr("sinkscope.web.explore.exporting.make_files", told_only(wanted))
+    monkeypatch.setattr("sinkscope.web.explore.exporting.make_files", noting_requests(wanted))
     page.click("[data-testid=save-button]")
     for kind in ("pdf", "gif"):
         with page.expect_download():

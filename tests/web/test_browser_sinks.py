@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sinkscope.config import AppSettings, Settings
 from sinkscope.models.profiles import read_profile
-from sinkscope.models.source import DEMO
-from sinkscope.web.launch import launch
-from sinkscope.web.page import App, build_app
-from tests.web.conftest import free_port, reload
+from sinkscope.web.page import App
+from tests.web.conftest import open_tab, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 FINDER = "[data-testid=finder]"
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
-    if not (DEMO / "config.json").is_file():
-        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
-    page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
-    app = build_app(Settings(app=page))
-    yield app, launch(app, wait=False)
-    app.blocks.close(verbose=False)
-
-
-def open_tab(page: Any) -> None:
-    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
-    page.click("button[role=tab]:has-text('Sinks')")
-    page.wait_for_selector(FINDER)
 
 
 def choose(page: Any, samples: int, held_out: int) -> None:
@@ -97,7 +77,7 @@ def test_axe_finds_nothing_serious(
     bundled: tuple[App, str], open_page: Any, width: int, scheme: str
 ) -> None:
     page = open_page(bundled[1], width=width, scheme=scheme)
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     options = COLOURS if scheme == "dark" else ALL
     assert serious(page, options) == []
     run(page, 6, 2)
@@ -108,7 +88,7 @@ def test_axe_finds_nothing_serious(
 def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     app, url = bundled
     page = open_page(url)
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     assert "Which dimensions mark" in text(page, "blank")
     result = run(page, 8, 2)
     assert text(page, "verdict").startswith("Dimensions 17, 101 · tau ")
@@ -156,7 +136,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     # Only in this browser: the model and another page keep the model's own profile.
     move_tau(page, 4.5)
     page.click("[data-testid=sinks-use]")
-    assert "17, 101 with tau 4.5" in text(page, "told")
+    assert "17, 101 with tau 4.5" in text(page, "message")
     page.click("button[role=tab]:has-text('Explore')")
     page.click("#var-settings > button, #var-settings .label-wrap")
     page.wait_for_function("document.querySelector('#sink-dims :is(input, textarea)')?.value")
@@ -174,16 +154,16 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
 
     # A reload shows it again; another browser never does.
     reload(page)
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     page.wait_for_selector(f"{FINDER}[data-ready='{result}']")
     other = open_page(url)
-    open_tab(other)
+    open_tab(other, "Sinks", FINDER)
     assert other.get_attribute(FINDER, "data-phase") == "empty"
 
 
 def test_stop_keeps_what_was_measured(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1], width=390, scheme="dark")
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     choose(page, 200, 10)
     page.click("#sinks-run")
     page.wait_for_function(
@@ -209,7 +189,7 @@ def test_stop_keeps_what_was_measured(bundled: tuple[App, str], open_page: Any) 
 def test_a_deleted_result_is_gone(bundled: tuple[App, str], open_page: Any) -> None:
     app, url = bundled
     page = open_page(url)
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     kept = run(page, 4, 0)
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("[data-testid=sinks-delete]")
@@ -220,13 +200,13 @@ def test_a_deleted_result_is_gone(bundled: tuple[App, str], open_page: Any) -> N
     assert page.inner_text("[data-testid=sinks-phase]") == "Deleted"
     assert app.sinks.store.get(kept) is None
     reload(page)
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     assert page.is_visible("[data-testid=sinks-blank]")
 
 
 def test_uploads_that_cannot_be_used(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1])
-    open_tab(page)
+    open_tab(page, "Sinks", FINDER)
     page.click("#sinks-source label:has-text('My images')")
     page.wait_for_selector("#sinks-files")
     page.click("#sinks-run")

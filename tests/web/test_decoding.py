@@ -127,10 +127,11 @@ def test_a_saved_page_and_a_pair_say_what_chose_the_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["x", [1], {"used": 3, "checkpoint": [], "refused": 4}, {"used": {"top_k": [None]}}, {}]
+    "reported",
+    ["x", [1], {"used": 3, "checkpoint": [], "refused": 4}, {"used": {"top_k": [None]}}, {}],
 )
-def test_whatever_a_file_says_of_its_decoding_a_page_is_made(told: Any) -> None:
-    trace = dataclasses.replace(make_trace(), extra={"decoding": told})
+def test_whatever_a_file_says_of_its_decoding_a_page_is_made(reported: Any) -> None:
+    trace = dataclasses.replace(make_trace(), extra={"decoding": reported})
     build_standalone(Run({"baseline": trace}))
     trace = dataclasses.replace(trace, settings={"decoding": "checkpoint"})
     build_standalone(Run({"baseline": trace}))

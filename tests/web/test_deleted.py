@@ -159,7 +159,7 @@ def own(cache: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-def told(process: subprocess.Popen[str]) -> Path:
+def reported_folder(process: subprocess.Popen[str]) -> Path:
     assert process.stdout is not None
     return Path(process.stdout.readline().strip())
 
@@ -169,13 +169,13 @@ def test_the_temporary_folder_is_private_and_ends_with_its_app(tmp_path: Path) -
     runs.mkdir(mode=0o755)
     runs.chmod(0o755)
     with own(tmp_path, "stay") as killed, own(tmp_path, "stay") as running:
-        folders = told(killed), told(running)
+        folders = reported_folder(killed), reported_folder(running)
         for path in (*folders, runs, folders[0] / "photo.png"):
             assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
         killed.kill()
         killed.wait()
         with own(tmp_path) as third:
-            last = told(third)
+            last = reported_folder(third)
             third.wait()
         assert not folders[0].exists()  # killed: the next start removed it
         assert (folders[1] / "photo.png").exists()  # another app's, which runs
@@ -189,12 +189,12 @@ def test_app_writes_for_its_user_alone(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nimport sinkscope.app as app\n"
         "import sinkscope.web.launch as launched\n"
-        "def told(app, **more):\n"
+        "def report(app, **more):\n"
         "    from gradio.utils import get_upload_folder\n"
         "    print('UMASK', oct(os.umask(0)), app.handlers.component.GRADIO_CACHE,"
         " get_upload_folder())\n"
         "    raise SystemExit\n"
-        "launched.launch = told\n"
+        "launched.launch = report\n"
         "app.main(['--cache-dir', sys.argv[1], '--port', '0'])\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "GRADIO_TEMP_DIR"}

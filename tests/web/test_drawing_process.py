@@ -72,7 +72,7 @@ def plain(path: Path) -> bytes:
     [
         ExportRequest("png", VIEW, first=3, last=5),
         ExportRequest("pdf", VIEW, first=3),
-        ExportRequest("svg", View(each=(0, 3), heads=(1,)), side="var"),
+        ExportRequest("svg", View(separate_layers=(0, 3), heads=(1,)), side="var"),
         ExportRequest("gif", VIEW, first=2, last=4, window=2, width=320),
         ExportRequest("mp4", VIEW, first=2, last=4, width=320),
     ],
@@ -82,15 +82,15 @@ def test_files_are_those_that_would_be_drawn_here(
     process: DrawingProcess, run: Run, wanted: ExportRequest, tmp_path: Path
 ) -> None:
     made = []
-    told: dict[str, list[tuple[int, int, str]]] = {"here": [], "there": []}
+    reports: dict[str, list[tuple[int, int, str]]] = {"here": [], "there": []}
     for place, options in (("here", {}), ("there", {"drawn_by": process})):
         (tmp_path / place).mkdir()
         made += make_files(
-            run, wanted, tmp_path / place, lambda *at, p=place: told[p].append(at), **options
+            run, wanted, tmp_path / place, lambda *at, p=place: reports[p].append(at), **options
         )
     here, there = made
     assert here.name == there.name and plain(here) == plain(there)
-    assert told["here"] == told["there"] != []
+    assert reports["here"] == reports["there"] != []
     assert [path.name for path in there.parent.iterdir()] == [there.name]
 
 
@@ -141,7 +141,7 @@ def test_a_run_whose_files_are_gone_is_said_without_their_place(
 
 
 def test_a_drawing_is_the_same_after_it_was_told() -> None:
-    drawing = Drawing(replace(VIEW, each=(1,), heads=None), 2, None, 3, 0.1, 400, True)
+    drawing = Drawing(replace(VIEW, separate_layers=(1,), heads=None), 2, None, 3, 0.1, 400, True)
     assert Drawing.of(json.loads(json.dumps(drawing.values()))) == drawing
 
 
@@ -240,12 +240,12 @@ def test_it_ends_with_the_script_of_the_app(tmp_path: Path) -> None:
     options = ["--port", "0", "--model", str(tmp_path / "none"), "--cache-dir", str(tmp_path)]
     options.append("--no-token")
     with (
-        log.open("w") as told,
+        log.open("w") as reports,
         subprocess.Popen(
             [sys.executable, "app.py", *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=reports,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             text=True,
             start_new_session=True,

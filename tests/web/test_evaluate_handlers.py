@@ -163,14 +163,14 @@ def test_scores_come_while_it_runs_and_no_verdict_before_the_end(make: Make) -> 
 
 
 def test_stop_keeps_the_answers_and_go_on_asks_the_rest(make: Make) -> None:
-    arrived, told = threading.Event(), threading.Event()
+    arrived, stop_sent = threading.Event(), threading.Event()
     asked: list[str] = []
 
     def slowly(work: Work) -> Sequence[str]:
         asked.append(work.prompt)
         if len(asked) == 3:
             arrived.set()
-            assert told.wait(20)
+            assert stop_sent.wait(20)
         return answers(work)
 
     handlers = make(slowly)
@@ -179,7 +179,7 @@ def test_stop_keeps_the_answers_and_go_on_asks_the_rest(make: Make) -> None:
         assert arrived.wait(20)
         handlers.stop("another")  # not its own run
         handlers.stop("s")
-        told.set()
+        stop_sent.set()
 
     helper = threading.Thread(target=stop)
     helper.start()
@@ -338,9 +338,9 @@ def test_runs_are_few_and_not_for_ever(tmp_path: Path) -> None:
     store = EvaluateStore(tmp_path / "runs", clock=lambda: now[0])
     ids = [store.new() for _ in range(MOST_RUNS + 2)]
     for place, run_id in enumerate(ids):
-        store.place(run_id).mkdir(parents=True)
-        (store.place(run_id) / "records.jsonl").touch()
-        os.utime(store.place(run_id).parent, (now[0] - place, now[0] - place))
+        store.folder_of(run_id).mkdir(parents=True)
+        (store.folder_of(run_id) / "records.jsonl").touch()
+        os.utime(store.folder_of(run_id).parent, (now[0] - place, now[0] - place))
     with store.writing(ids[-1]), pytest.raises(ValueError, match="under way already"):  # noqa: SIM117
         with store.writing(ids[-1]):
             pass

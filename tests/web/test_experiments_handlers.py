@@ -71,9 +71,13 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
     return build
 
 
-def asked(name: str = "decompose-output", **changes: Any) -> ExperimentRequest:
+def request_for(name: str = "decompose-output", **changes: Any) -> ExperimentRequest:
     """Values as controls give them: every number a float, missing values an empty text."""
-    given = {"own": {"layer": 0.0}, "study": {**FEW, "tau": "", "tokens": ""}, "samples": 3.0}
+    given = {
+        "experiment_settings": {"layer": 0.0},
+        "study": {**FEW, "tau": "", "tokens": ""},
+        "samples": 3.0,
+    }
     return ExperimentRequest(name, **{**given, **changes})
 
 
@@ -101,7 +105,7 @@ def opened(value: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.usefixtures("no_system_temporary")
 def test_from_the_form_to_files(make: Make) -> None:
     handlers = make()
-    values = drain(handlers, asked())
+    values = drain(handlers, request_for())
     assert {value["phase"] for value in values[:-1]} == {"running"}
     last = values[-1]
     assert last["phase"] == "ready", last
@@ -134,7 +138,7 @@ def test_from_the_form_to_files(make: Make) -> None:
 
 def test_an_interval_stands_in_one_cell(make: Make) -> None:
     handlers = make()
-    last = drain(handlers, asked())[-1]
+    last = drain(handlers, request_for())[-1]
     shown = next(t for t in opened(last)["tables"] if t["name"] == "intervals")
     kept = handlers.store.get(last["run"])
     assert kept is not None
@@ -147,12 +151,12 @@ def test_an_interval_stands_in_one_cell(make: Make) -> None:
 
 
 def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
-    handlers, told = make(), []
+    handlers, reports = make(), []
 
     def watching(*args: Any, on_progress: Any, **hooks: Any) -> Any:
         def tell(*said: Any) -> None:
             on_progress(*said)
-            told.append(job().at)
+            reports.append(job().at)
 
         return run_experiment(*args, on_progress=tell, **hooks)
 
@@ -161,12 +165,12 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
         return one
 
     handlers.engine = watching
-    assert drain(handlers, asked())[-1]["phase"] == "ready"
-    looking = [at for at in told if at.stage == "Looking for sinks"]
-    others = [at for at in told if at.stage != "Looking for sinks"]
+    assert drain(handlers, request_for())[-1]["phase"] == "ready"
+    looking = [at for at in reports if at.stage == "Looking for sinks"]
+    others = [at for at in reports if at.stage != "Looking for sinks"]
     assert [(at.done, at.total) for at in looking] == [(1, 3), (2, 3), (3, 3)]
     assert [at.done for at in others] == list(range(1, len(others) + 1))
-    assert {at.total for at in others} == {len(others)} and all(at.text for at in told)
+    assert {at.total for at in others} == {len(others)} and all(at.text for at in reports)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +185,9 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
         ({"samples": 2.5}, "samples is 2.5"),
         ({"samples": None}, "samples is None"),
         ({"prompt": "x" * 20_001}, "more than 20000 characters"),
-        ({"own": {}}, "layer is None"),
-        ({"own": {"layer": None}}, "layer is None"),
-        ({"own": {"layer": -1.0}}, "layer is -1"),
+        ({"experiment_settings": {}}, "layer is None"),
+        ({"experiment_settings": {"layer": None}}, "layer is None"),
+        ({"experiment_settings": {"layer": -1.0}}, "layer is -1"),
         ({"study": {"tau": "much"}}, "tau is 'much'; allowed: nothing, or a number from 0 up"),
         ({"study": {"tau": "nan"}}, "tau is nan"),
         ({"study": {"auc": 2.0}}, "auc is 2.0; allowed: a number from 0.5 to 1"),
@@ -193,19 +197,19 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
 )
 def test_hostile_requests_are_one_sentence(make: Make, changes: dict[str, Any], words: str) -> None:
     handlers = make(engine=lambda *_, **__: pytest.fail("nothing shall run"))
-    last = drain(handlers, asked(**changes))[-1]
+    last = drain(handlers, request_for(**changes))[-1]
     assert last["phase"] == "error" and words in last["message"]
     assert handlers.runner.under_way == () and "\n" not in last["message"]
 
 
 def test_what_only_the_model_knows_is_refused_by_it(make: Make) -> None:
     for changes, words in (
-        ({"own": {"layer": 99.0}}, "layer is 99; "),
+        ({"experiment_settings": {"layer": 99.0}}, "layer is 99; "),
         ({"study": {**FEW, "tokens": "sinks,ordinary"}}, "which are vision tokens, but"),
         ({"samples": 1.0}, "needs 2 or more"),
-        ({"name": "vision-or-text", "own": {}}, ""),
+        ({"name": "vision-or-text", "experiment_settings": {}}, ""),
     ):
-        last = drain(make(), asked(**changes))[-1]
+        last = drain(make(), request_for(**changes))[-1]
         assert last["phase"] == "error" and words in last["message"], last
         assert last["message"] != UNFORESEEN
 
@@ -215,27 +219,27 @@ def test_a_text_model_reads_one_uploaded_text_file(make: Make, tmp_path: Path) -
     path.write_text("one two three four five six\n\nseven eight nine ten eleven\n")
     mine = {"source": MINE, "pictures": (Picture("../my prompts.txt", path),)}
     handlers = make()
-    last = drain(handlers, asked(**mine))[-1]
+    last = drain(handlers, request_for(**mine))[-1]
     kept = handlers.store.get(last["run"])
     assert kept is not None and kept.result.source == "my prompts.txt"
     assert kept.result.samples == ("line 1", "line 3")
     assert any("my prompts.txt has 2 prompts; 3" in note for note in opened(last)["notes"])
     path.write_bytes(b"\xff\xfe\x00")
-    message = drain(handlers, asked(**mine))[-1]["message"]
+    message = drain(handlers, request_for(**mine))[-1]["message"]
     assert message.startswith("The prompts my prompts.txt are not UTF-8") and "/" not in message
     for names in (("a.png",), ("a.txt", "b.txt")):
         mine["pictures"] = tuple(Picture(name, path) for name in names)
-        message = drain(handlers, asked(**mine))[-1]["message"]
+        message = drain(handlers, request_for(**mine))[-1]["message"]
         assert "is a text model and sees no images" in message and "one text file" in message
     mine["pictures"] = (Picture("a.txt", Path("/etc/hostname")),)  # no upload
-    assert "was not uploaded here" in drain(handlers, asked(**mine))[-1]["message"]
+    assert "was not uploaded here" in drain(handlers, request_for(**mine))[-1]["message"]
 
 
 def test_samples_with_images(make: Make, tmp_path: Path) -> None:
     """Bundled scenes are those of the command line; photos are asked the form's prompt."""
     sees, job = SimpleNamespace(family=SimpleNamespace(sees_images=True)), Job()
     limits = ImageLimits()
-    bundled = samples_of(asked(samples=6.0), sees, limits, job, opener())  # type: ignore[arg-type]
+    bundled = samples_of(request_for(samples=6.0), sees, limits, job, opener())  # type: ignore[arg-type]
     same = read_data(SampleChoice("demo", 6), 0)
     assert [s.fingerprint() for s in bundled.samples] == [s.fingerprint() for s in same.samples]
     assert [s.answer for s in bundled.samples] == [s.answer for s in same.samples]
@@ -244,7 +248,7 @@ def test_samples_with_images(make: Make, tmp_path: Path) -> None:
         Image.new("RGB", (56, 56), colour).save(tmp_path / f"{number}.png")
     photos = tuple(Picture(f"{n}.png", tmp_path / f"{n}.png") for n in range(2))
     for prompt, question in (("", PROMPT), (" What? ", "What?")):
-        request = asked(source=MINE, pictures=photos, prompt=prompt)
+        request = request_for(source=MINE, pictures=photos, prompt=prompt)
         found = samples_of(request, sees, limits, job, opener())  # type: ignore[arg-type]
         assert {sample.prompt for sample in found.samples} == {question}
         assert found.source == "the upload"
@@ -265,14 +269,14 @@ def test_stop_keeps_nothing_and_says_how_far_it_was(make: Make) -> None:
         return run_experiment(*args, on_progress=tell, **hooks)
 
     handlers.engine = stopping
-    values = drain(handlers, asked())
+    values = drain(handlers, request_for())
     last = values[-1]
     assert last["phase"] == "stopped" and "data" not in last
     assert last["message"].startswith("Stopped after 4 of 6 steps")
     assert handlers.open_experiment({"run": last["run"]}) == {"error": GONE}
     assert handlers.runner.under_way == ()
     with handlers.runner.line.place():  # another user's answer is being generated
-        run = handlers.run(asked(), "s")
+        run = handlers.run(request_for(), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")
         assert next(run)["message"] == "Stopped while it was waiting; nothing was measured."
@@ -289,7 +293,7 @@ def test_a_closed_page_ends_the_run(make: Make) -> None:
         raise Stopped(0, 8)
 
     handlers = make(endless)
-    run = handlers.run(asked(), "s")
+    run = handlers.run(request_for(), "s")
     next(run)
     assert begun.wait(30)
     run.close()
@@ -297,7 +301,7 @@ def test_a_closed_page_ends_the_run(make: Make) -> None:
 
 
 def test_no_model_no_memory_and_a_fault(make: Make) -> None:
-    last = drain(make(handle=None), asked())[-1]
+    last = drain(make(handle=None), request_for())[-1]
     assert last["message"] == "No model is loaded. Choose one under Model and press Load."
 
     def full(*args: Any, **hooks: Any) -> Any:
@@ -306,8 +310,8 @@ def test_no_model_no_memory_and_a_fault(make: Make) -> None:
     def broken(*args: Any, **hooks: Any) -> Any:
         raise RuntimeError("secret path /home/someone/thing.py")
 
-    assert drain(make(full), asked())[-1]["message"] == "Memory is full."
-    assert drain(make(broken), asked())[-1]["message"] == UNFORESEEN
+    assert drain(make(full), request_for())[-1]["message"] == "Memory is full."
+    assert drain(make(broken), request_for())[-1]["message"] == UNFORESEEN
 
 
 @pytest.mark.parametrize("ask", [None, [], "x", {}, {"run": None}, {"run": 5}, {"run": ["x"]}])
@@ -319,7 +323,10 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
     make: Make,
 ) -> None:
     handlers = make()
-    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    one, other = (
+        drain(handlers, request_for(experiment_settings={"layer": layer}))[-1]
+        for layer in (0.0, 1.0)
+    )
     value = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
     assert value["phase"] == "ready" and value["run"] not in (one["run"], other["run"])
     header = opened(value)
@@ -344,7 +351,10 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
 @pytest.mark.parametrize("deleted", ["one", "other", "both"])
 def test_a_comparison_goes_with_a_result_that_it_shows(make: Make, deleted: str) -> None:
     handlers = make()
-    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    one, other = (
+        drain(handlers, request_for(experiment_settings={"layer": layer}))[-1]
+        for layer in (0.0, 1.0)
+    )
     both = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
     with_itself = handlers.compare_experiments({"a": other["run"], "b": other["run"]})
     values = {"one": one, "other": other, "both": both}
@@ -360,8 +370,10 @@ def test_a_comparison_goes_with_a_result_that_it_shows(make: Make, deleted: str)
 
 def test_what_cannot_be_set_side_by_side_is_said(make: Make) -> None:
     handlers = make()
-    one = drain(handlers, asked())[-1]["run"]
-    scan = drain(handlers, asked("scan", own={"print": ["hidden"]}))[-1]["run"]
+    one = drain(handlers, request_for())[-1]["run"]
+    scan = drain(handlers, request_for("scan", experiment_settings={"print": ["hidden"]}))[-1][
+        "run"
+    ]
     for ask in (None, {}, {"a": one}, {"a": one, "b": "x" * 22}, {"a": [one], "b": one}):
         assert handlers.compare_experiments(ask) == {"error": GONE}
     said = handlers.compare_experiments({"a": one, "b": scan})["error"]
@@ -405,6 +417,6 @@ def test_a_new_row_is_in_the_tab_by_itself(
     listed = props["experiments"]["value"]["listed"]
     assert listed[-1] == {"name": "made-up", "question": "How long are they?"}
 
-    header = opened(drain(make(), asked("made-up"))[-1])
+    header = opened(drain(make(), request_for("made-up"))[-1])
     assert header["summary"] == ["Counted."] and header["question"] == "How long are they?"
     assert len(header["tables"][0]["rows"]) == 3 and header["figures"] == []

@@ -49,7 +49,7 @@ def test_numbers_that_may_be_left_out_are_read_from_text() -> None:
             control_value(top, text)
 
 
-def made(verdict: Verdict | None, rows: int = 2) -> Result:
+def result_with(verdict: Verdict | None, rows: int = 2) -> Result:
     table = Table(
         "t",
         "T",
@@ -85,7 +85,7 @@ def test_the_verdict_in_words_with_what_it_rests_on() -> None:
         "B (specific): yes. AUC 1 [1, 1].",
     )
     limits = ("A: at least 80% of it goes", "B: AUC at least 0.95")
-    found = sent(made(Verdict(False, True, text, limits)))["verdict"]
+    found = sent(result_with(Verdict(False, True, text, limits)))["verdict"]
     a, b = found["conditions"]
     assert found["word"] == "negative" and found["more"] == ["One sample leaves no interval."]
     assert (a["holds"], a["word"]) == (False, "does not hold")
@@ -94,15 +94,15 @@ def test_the_verdict_in_words_with_what_it_rests_on() -> None:
     assert (b["holds"], b["word"], b["text"]) == (True, "holds", "AUC 1 [1, 1].")
     assert b["threshold"] == "AUC at least 0.95"
 
-    found = sent(made(Verdict(None, True, text[2:], limits[1:])))["verdict"]
+    found = sent(result_with(Verdict(None, True, text[2:], limits[1:])))["verdict"]
     a, b = found["conditions"]
     assert found["word"] == "open" and a["word"] == "not tested" and a["text"] == ""
-    assert sent(made(Verdict(True, True, text)))["verdict"]["word"] == "positive"
-    assert sent(made(None))["verdict"] is None
+    assert sent(result_with(Verdict(True, True, text)))["verdict"]["word"] == "positive"
+    assert sent(result_with(None))["verdict"] is None
 
 
 def test_tables_figures_and_where_they_come_from() -> None:
-    header = sent(made(None, MOST_ROWS + 3), **{"t.csv": "u", "c.png": "p", "s.zip": "z"})
+    header = sent(result_with(None, MOST_ROWS + 3), **{"t.csv": "u", "c.png": "p", "s.zip": "z"})
     first, bare = header["tables"]
     assert first["columns"] == ["arm", "n", "x", "found"]
     assert first["rows"][0] == ["a0", "0", "−0.25 [−0.5, 1e−09]", "yes"]

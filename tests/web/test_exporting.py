@@ -30,7 +30,7 @@ from tests.web.synthetic import make_pair, make_trace, scene
 VIEW = {"layers": [1, 2], "heads": None, "each": [], "scale": "clip", "reduce": "mean"}
 
 
-def asked(site: Site, **question: Any) -> list[dict[str, Any]]:
+def export(site: Site, **question: Any) -> list[dict[str, Any]]:
     event = SimpleNamespace(_data={"ask": "1-2", "view": VIEW, **question})
     return list(exporting(site.app.handlers)(event))
 
@@ -42,12 +42,12 @@ def endless(
     path: Path,
     on_progress: Progress,
     stop: threading.Event,
-    told: Callable[[], object] = lambda: None,
+    on_frame: Callable[[], object] = lambda: None,
 ) -> None:
     """Replaces the drawing: more frames than anybody would wait for."""
     for frame in range(1, 10_000):
         on_progress(frame, 10_000, f"Frame {frame} of 10000")
-        told()
+        on_frame()
         if stop.wait(0.01):
             raise Stopped(frame, 10_000, "frames")
 
@@ -61,9 +61,9 @@ def run(site: Site) -> Run:
 
 def test_an_animation_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
     wanted = ExportRequest("gif", first=1, last=4, width=320)
-    told: list[tuple[int, int, str]] = []
-    (path,) = make_files(run, wanted, tmp_path, lambda *at: told.append(at))
-    assert told == [(k, 4, f"Frame {k} of 4") for k in range(1, 5)]
+    reports: list[tuple[int, int, str]] = []
+    (path,) = make_files(run, wanted, tmp_path, lambda *at: reports.append(at))
+    assert reports == [(k, 4, f"Frame {k} of 4") for k in range(1, 5)]
     with Image.open(path) as picture:
         assert picture.n_frames == 4
 
@@ -81,7 +81,7 @@ def test_only_the_session_that_asked_stops_its_file(
 ) -> None:
     handlers, drawn = site.app.handlers, threading.Event()
 
-    monkeypatch.setattr(DrawingProcess, "__call__", partialmethod(endless, told=drawn.set))
+    monkeypatch.setattr(DrawingProcess, "__call__", partialmethod(endless, on_frame=drawn.set))
     question = {"ask": "1-2", "view": VIEW, "run": run.id, "kind": "gif"}
     mine, yours = SimpleNamespace(session_hash="mine"), SimpleNamespace(session_hash="yours")
     values = exporting(handlers)(SimpleNamespace(_data=question), mine)
@@ -98,7 +98,7 @@ def test_only_the_session_that_asked_stops_its_file(
 
 
 def test_the_inspector_is_given_a_file(site: Site, run: Run) -> None:
-    *_, last = asked(site, run=run.id, kind="csv")
+    *_, last = export(site, run=run.id, kind="csv")
     assert last["phase"] == "export" and last["ask"] == "1-2"
     (file,) = last["files"]
     assert file["name"].endswith(".csv") and file["bytes"] > 1000 and "file=" in file["url"]
@@ -112,7 +112,7 @@ def test_no_file_is_made_outside_the_apps_folder(
     own, handlers = tmp_path / "own", site.app.handlers
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(own))
     handlers.drawing.close()  # the next one is started as this test has it
-    *_, last = asked(site, run=run.id, kind=kind, first=1, last=2, width=320)
+    *_, last = export(site, run=run.id, kind=kind, first=1, last=2, width=320)
     assert last.get("files"), last
     assert "error" not in handlers.trace_file({"run": run.id, "variant": "baseline"})
     assert own.is_dir() and list(own.iterdir()) == []  # what was there for a moment has gone
@@ -136,7 +136,9 @@ def test_no_file_is_made_outside_the_apps_folder(
     ],
 )
 def test_mistakes_are_sentences(site: Site, run: Run, question: dict[str, Any], words: str) -> None:
-    (only,) = [v for v in asked(site, **{"run": run.id, "kind": "pdf", **question}) if "error" in v]
+    (only,) = [
+        v for v in export(site, **{"run": run.id, "kind": "pdf", **question}) if "error" in v
+    ]
     assert words in only["error"] and "files" not in only
 
 
@@ -147,7 +149,7 @@ def test_a_full_disk_is_said_without_its_folders(
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    (only,) = [v for v in asked(site, run=run.id, kind="html") if "error" in v]
+    (only,) = [v for v in export(site, run=run.id, kind="html") if "error" in v]
     assert only["error"] == "The file cannot be written: No space left on device."
 
 
@@ -238,10 +240,14 @@ def test_stop_ends_the_file_in_the_making(
     page.click("[data-testid=save-button]")
     assert page.is_hidden("[data-testid=stop-save]")
     page.click("[data-testid=save-gif]")
-    told = page.locator(".save .told")
-    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Frame')")
+    status = page.locator(".save .status-text")
+    page.wait_for_function(
+        "document.querySelector('.save .status-text').textContent.startsWith('Frame')"
+    )
     page.click("[data-testid=stop-save]")
-    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Not')")
-    assert told.inner_text().startswith("Not saved: Stopped after ")
+    page.wait_for_function(
+        "document.querySelector('.save .status-text').textContent.startsWith('Not')"
+    )
+    assert status.inner_text().startswith("Not saved: Stopped after ")
     assert page.is_hidden("[data-testid=stop-save]")
     assert site.app.handlers.runner.under_way == ()

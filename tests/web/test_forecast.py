@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinkscope.capture.pace import Pace
+from sinkscope.capture.run_times import RunTimes
 from sinkscope.config import AppSettings, ModelSettings, Settings
 from sinkscope.models.footprint import Footprint
 from sinkscope.web.explore import forecast
@@ -93,13 +93,13 @@ def test_finished_runs_say_more_than_an_estimate(photo_path: str) -> None:
         plain = ScriptedEngine.estimate(*arguments, **options)
         return dataclasses.replace(plain, measured=True)
 
-    loaded, pace = LoadedModel(), Pace()
+    loaded, run_times = LoadedModel(), RunTimes()
     loaded.use(fake_handle())
-    made = Forecaster(Settings(), loaded, estimate, pace)
+    made = Forecaster(Settings(), loaded, estimate, run_times)
     said = made.of_run(Request(photo_path, "Hello", compare=True, same_text=True))
     assert said["text"].endswith(" · up to about 13 s (by earlier runs)")
     made.of_run(Request(photo_path, "Hello", same_text=True))
-    assert [tuple(one.values()) for one in seen] == [(2, True, pace), (1, False, pace)]
+    assert [tuple(one.values()) for one in seen] == [(2, True, run_times), (1, False, run_times)]
 
 
 def test_memory_is_not_looked_at_while_a_run_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_memory_is_not_looked_at_while_a_run_has_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(forecast, "check_memory", full)
     monkeypatch.setattr(forecast, "forecast", lambda *a, **k: "made")
     handle: Any = SimpleNamespace(lock=threading.Lock())
-    options: Any = {"answers": 1, "same_text": False, "pace": Pace()}
+    options: Any = {"answers": 1, "same_text": False, "run_times": RunTimes()}
     with handle.lock:
         assert forecast.estimate_run(handle, None, None, **options) == "made"  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not fit"):

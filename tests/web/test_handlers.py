@@ -20,7 +20,7 @@ from PIL import Image
 import sinkscope.web.runs.store
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.attention_processor import patch_map
-from sinkscope.capture.pace import Work
+from sinkscope.capture.run_times import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
 from sinkscope.web.explore.handlers import Handlers, RunFunctions
 from sinkscope.web.runs.inspector import html_component
@@ -77,7 +77,7 @@ def test_what_a_run_took_is_learned(
         assert 0 < token_times[-1] - token_times[0] < seconds
         noted.append(((work.answers, work.same_text), work.new_tokens, len(token_times)))
 
-    monkeypatch.setattr(handlers.pace, "note", note)
+    monkeypatch.setattr(handlers.run_times, "note", note)
     list(handlers.generate(Request(picture, "Hello"), "s"))
     list(handlers.generate(Request(picture, "Hello", compare=True), "s"))
     list(handlers.generate(Request(picture, "Hello", compare=True, same_text=True), "s"))
@@ -95,7 +95,7 @@ def test_a_run_that_goes_on_from_an_earlier_ones_image_says_nothing(
     def note(*_: Any) -> None:
         raise AssertionError("noted")
 
-    monkeypatch.setattr(handlers.pace, "note", note)
+    monkeypatch.setattr(handlers.run_times, "note", note)
     prepare = handlers._last.prepare
     monkeypatch.setattr(
         handlers._last, "prepare", lambda *asked: (prepare(*asked)[0], "an earlier prefix")

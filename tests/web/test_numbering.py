@@ -72,9 +72,9 @@ def test_the_first_token_is_0_wherever_it_is_named(site: Site, run: Run, tmp_pat
 
     path = tmp_path / "run.safetensors"
     trace.save(path)
-    told = CliRunner().invoke(command_line(), ["show", str(path)])
-    assert told.exit_code == 0, told.output
-    assert re.search(rf"^ +0 .*{word.strip()}$", told.stdout, re.MULTILINE)
+    result = CliRunner().invoke(command_line(), ["show", str(path)])
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"^ +0 .*{word.strip()}$", result.stdout, re.MULTILINE)
 
 
 def command_line() -> Any:

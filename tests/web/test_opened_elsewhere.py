@@ -26,7 +26,7 @@ from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest
-from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
+from sinkscope.web.sinks.run import SinksFunctions, SinksHandlers
 
 SEES: Any = SimpleNamespace(
     info=SimpleNamespace(id="fake", revision="", dtype="float32"),
@@ -116,13 +116,15 @@ def test_the_samples_of_a_run(
     handlers: Any
     work: Callable[[], Any]
     if tab == "sinks":
-        handlers = SinksHandlers(settings, loaded, Runner(2), SinksEngine(find=engine))
+        handlers = SinksHandlers(settings, loaded, Runner(2), SinksFunctions(find=engine))
         request = SinksRequest(IMAGES, given, samples=2, held_out=0)
         work = lambda: handlers._work(request, Job())  # noqa: E731
     else:
         handlers = ExperimentsHandlers(settings, loaded, Runner(2), engine)
         own = {"layer": 0.0}
-        wanted = ExperimentRequest("decompose-output", MINE, given, own=own, samples=2)
+        wanted = ExperimentRequest(
+            "decompose-output", MINE, given, experiment_settings=own, samples=2
+        )
         work = lambda: handlers._work(wanted, "x" * 22, Job())  # noqa: E731
     try:
         with pytest.raises(EnoughError):

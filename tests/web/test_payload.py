@@ -101,8 +101,11 @@ def test_the_prompts_rows_and_the_generic_one_travel_with_it() -> None:
 
 def test_a_run_without_them_says_why() -> None:
     bare = dataclasses.replace(make_trace(), prompt_rows=None, reference=None)
-    told = dataclasses.replace(bare, extra={"no_reference": "it was stopped"})
-    for trace, why in ((bare, "it was generated without reference=True"), (told, "it was stopped")):
+    reported = dataclasses.replace(bare, extra={"no_reference": "it was stopped"})
+    for trace, why in (
+        (bare, "it was generated without reference=True"),
+        (reported, "it was stopped"),
+    ):
         header, arrays = unpack(build_payload(Run({"baseline": trace})))
         assert header["variants"][0]["asked"] is None
         assert header["variants"][0]["reference"] == {}

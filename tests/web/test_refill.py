@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sinkscope.config import AppSettings, ModelSettings, Settings, VARSettings
 from sinkscope.web.explore.model_events import telling_limits
+from sinkscope.web.page import build_app
+from sinkscope.web.runs.example import read_examples
 from sinkscope.web.runs.form_values import changed_words, control_values, form_values_of
 from sinkscope.web.runs.request import NAMES, Request
 from sinkscope.web.runs.store import Run
@@ -93,3 +97,17 @@ def test_what_was_changed_since_the_run_is_said() -> None:
     assert "prompt, keep" in words and "not read again" not in words
     plain = {**asked, "compare": False}
     assert "keep" not in changed_words(plain, {**plain, "keep": 0.3})  # without VAR it is nothing
+
+
+@pytest.mark.parametrize("coming", ["synthetic", "other"])
+def test_a_page_that_opens_before_its_model_has_the_tau_of_its_example(
+    coming: str, tmp_path: Path
+) -> None:
+    # Otherwise the page says for its first second that tau was changed.
+    run = replace(asked_with(), kind="example")
+    settings = Settings(model=ModelSettings(model=coming), app=AppSettings(cache_dir=str(tmp_path)))
+    app = build_app(settings, example=run, examples=read_examples())
+    (tau,) = (
+        one for one in app.blocks.blocks.values() if getattr(one, "elem_id", None) == "set-tau"
+    )
+    assert tau.value == (6.0 if coming == "synthetic" else VARSettings.tau)

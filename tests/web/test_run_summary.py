@@ -45,8 +45,8 @@ def test_a_control_is_named_on_its_panel_and_in_files() -> None:
 
 def test_the_page_is_told_which_patches_a_control_treated() -> None:
     run = controlled()
-    told = _variant(run, "var", run.traces["var"])["treated"]
-    assert told == [{"layer": run.traces["var"].layers[1], "columns": [5, 9]}]
+    reported = _variant(run, "var", run.traces["var"])["treated"]
+    assert reported == [{"layer": run.traces["var"].layers[1], "columns": [5, 9]}]
     plain = controlled("none")
     assert _variant(plain, "var", plain.traces["var"])["treated"] == []
 
@@ -78,8 +78,8 @@ def set_up(same_text: bool = True) -> Run:
 
 
 LINE = (
-    "model synthetic · VAR tau 6 · keep 0.6 · layers 0–2, 5 · paper · control none · same text · "
-    "greedy · seed 7"
+    "model synthetic · VAR tau 6 · keep 0.6 · layers 0–2, 5 · paper dialect · control none · "
+    "same text · greedy · seed 7"
 )
 
 
@@ -91,7 +91,7 @@ def test_one_line_says_what_made_a_run() -> None:
     var = run.traces["var"]
     heads = {**(var.var or {})["settings"], "heads": [[4, 1], [5, 0]]}
     with_heads = replace(var, var={**(var.var or {}), "settings": heads})
-    assert "layers 0–2, 5 · heads 4.1, 5.0 · paper" in summary_line(with_heads)
+    assert "layers 0–2, 5 · heads 4.1, 5.0 · paper dialect" in summary_line(with_heads)
     assert "text" not in summary_line(run.traces)  # which does not know
     plain = Run({"baseline": run.first})
     assert run_summary(plain) == "model synthetic · no VAR · greedy · seed 7"

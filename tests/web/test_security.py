@@ -209,8 +209,8 @@ def test_a_burst_fills_the_queue_and_nothing_else(
         assert set(statuses) <= {200, 503}  # 503: refused at once
         last = 39 - statuses[::-1].index(200)
         address = f"{site.url}gradio_api/queue/data?session_hash=burst{last}"
-        with urllib.request.urlopen(address, timeout=120) as told:
-            assert "runs are waiting already; try again in a little while" in told.read().decode()
+        with urllib.request.urlopen(address, timeout=120) as answer:
+            assert "runs are waiting already; try again in a little while" in answer.read().decode()
         assert call(site, "/")[0] == 200
     finally:
         site.engine.release()

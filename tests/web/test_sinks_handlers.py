@@ -26,7 +26,7 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
-from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
+from sinkscope.web.sinks.run import GONE, SinksFunctions, SinksHandlers
 from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.image_openers import opener
@@ -59,7 +59,7 @@ Make = Callable[..., SinksHandlers]
 
 @pytest.fixture
 def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
-    def build(engine: SinksEngine | None = None, handle: Any = model) -> SinksHandlers:
+    def build(engine: SinksFunctions | None = None, handle: Any = model) -> SinksHandlers:
         loaded = LoadedModel()
         if handle is not None:
             loaded.use(handle)
@@ -73,7 +73,7 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
     return build
 
 
-def asked(upload: tuple[Picture, ...], **changes: Any) -> SinksRequest:
+def request_for(upload: tuple[Picture, ...], **changes: Any) -> SinksRequest:
     return SinksRequest(IMAGES, upload, **{"samples": 8, "held_out": 2, **changes})
 
 
@@ -106,8 +106,8 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
             kept[one.id] = one
         return found
 
-    handlers = make(SinksEngine(find=watching))
-    values = drain(handlers, asked(upload))
+    handlers = make(SinksFunctions(find=watching))
+    values = drain(handlers, request_for(upload))
     assert [v["phase"] for v in values[:-1]] == ["running"] * (len(values) - 1)
     last = values[-1]
     assert last["phase"] == "ready", last
@@ -170,7 +170,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
 )
 def test_hostile_requests_are_one_sentence(make: Make, changes: dict[str, Any], words: str) -> None:
     request = SinksRequest(**{"source": IMAGES, "pictures": (Picture("a", Path("a")),), **changes})
-    handlers = make(SinksEngine(find=None, validate=None))  # type: ignore[arg-type]
+    handlers = make(SinksFunctions(find=None, validate=None))  # type: ignore[arg-type]
     values = []
     with pytest.raises(gr.Error) as error:
         values.extend(handlers.run(request, "s"))
@@ -186,7 +186,7 @@ def test_bad_images_are_listed_and_skipped(
     torn.write_bytes(upload[0].path.read_bytes()[:200])
     name = "../../<img src=x onerror=alert(1)>.png"
     bad = (Picture("huge.png", huge), Picture(name, torn), Picture("again.png", upload[3].path))
-    values = drain(make(), asked((*upload[:6], *bad), samples=8, held_out=0))
+    values = drain(make(), request_for((*upload[:6], *bad), samples=8, held_out=0))
     header, _ = opened(values[-1])
     notes = "\n".join(header["notes"])
     assert "2.0 megapixels; at most 1 are allowed" in notes and "damaged or cut off" in notes
@@ -195,7 +195,7 @@ def test_bad_images_are_listed_and_skipped(
     assert len(header["samples"]) == 6
     assert header["checked"]["text"] == "No samples were to be held out for it."
 
-    values = drain(make(), asked(bad[:2]))
+    values = drain(make(), request_for(bad[:2]))
     assert values[-1]["phase"] == "error"
     assert values[-1]["message"].startswith("None of the 2 images can be used; ")
 
@@ -206,7 +206,7 @@ def test_what_is_drawn_depends_on_the_seed_alone(
     limits = ImageLimits()
 
     def ids(pictures: tuple[Picture, ...], **changes: Any) -> list[list[str]]:
-        both = draw_samples(asked(pictures, **changes), opener(), limits)
+        both = draw_samples(request_for(pictures, **changes), opener(), limits)
         return [[sample.id for sample in part.samples] for part in (both.find, both.validate)]
 
     first = ids(upload)
@@ -227,7 +227,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
     handlers = make()
 
     def counting(*args: Any, on_progress: Any = None, **hooks: Any) -> Any:
-        def told(done: int, total: int, text: str) -> None:
+        def report(done: int, total: int, text: str) -> None:
             if text.startswith("Measured ") and text != "Measured before":
                 measured.append(text)
                 if len(measured) == 3:
@@ -235,10 +235,10 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
             if on_progress:
                 on_progress(done, total, text)
 
-        return sinkscope.sinks.finding.find.find(*args, on_progress=told, **hooks)
+        return sinkscope.sinks.finding.find.find(*args, on_progress=report, **hooks)
 
-    handlers.engine = SinksEngine(find=counting)
-    last = drain(handlers, asked(upload))[-1]
+    handlers.engine = SinksFunctions(find=counting)
+    last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "stopped" and last["message"] == "Stopped after 3 of 8 samples"
     header, _ = opened(last)
     assert len(header["samples"]) == 3 and tuple(header["dims"]) == DIMS
@@ -246,12 +246,12 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
     assert len(list((tmp_path / "page_sinks").glob("**/*.st"))) == 3
 
     first = list(measured)
-    last = drain(handlers, asked(upload))[-1]
+    last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "ready"
     again = measured[3:]
     assert len(again) == 5 and set(again).isdisjoint(first)
     # Another browser measures again.
-    assert drain(handlers, asked(upload, held_out=0), "other")[-1]["phase"] == "ready"
+    assert drain(handlers, request_for(upload, held_out=0), "other")[-1]["phase"] == "ready"
     assert len(measured) == 3 + 5 + 8
 
 
@@ -262,14 +262,14 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
         handlers.stop("s")
         return sinkscope.sinks.finding.find.find(*args, **hooks)
 
-    handlers.engine = SinksEngine(find=at_once)
-    last = drain(handlers, asked(upload))[-1]
+    handlers.engine = SinksFunctions(find=at_once)
+    last = drain(handlers, request_for(upload))[-1]
     assert last == {
         "phase": "error",
         "message": "Stopped before a sample was measured; nothing was found yet.",
     }
     with handlers.runner.line.place():  # another user's answer is being generated
-        run = handlers.run(asked(upload), "s")
+        run = handlers.run(request_for(upload), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")
         assert next(run)["message"] == "Stopped while it was waiting; nothing was measured."
@@ -286,8 +286,8 @@ def test_a_closed_tab_ends_the_run(make: Make, upload: tuple[Picture, ...]) -> N
         ended.set()
         raise Stopped(0, 8)
 
-    handlers = make(SinksEngine(find=endless))
-    run = handlers.run(asked(upload), "s")
+    handlers = make(SinksFunctions(find=endless))
+    run = handlers.run(request_for(upload), "s")
     next(run)
     assert begun.wait(30)
     run.close()
@@ -301,7 +301,7 @@ def test_no_sinks_no_model_no_memory_and_a_fault(
 ) -> None:
     null = planted(tmp_path / "null", Plant((), seed=6, decoys=(11,), layers=4))
     handlers = make(handle=null)
-    last = drain(handlers, asked(upload))[-1]
+    last = drain(handlers, request_for(upload))[-1]
     header, arrays = opened(last)
     assert header["verdict"].startswith("No sinks found on 8 samples")
     assert "No sink dimension was found" in header["candidates"]["reason"]
@@ -309,7 +309,7 @@ def test_no_sinks_no_model_no_memory_and_a_fault(
     assert header["checked"]["text"] == "There is nothing to validate."
     assert "no profile to write" in handlers.profile_file({"run": last["run"]})["error"]
 
-    last = drain(make(handle=None), asked(upload))[-1]
+    last = drain(make(handle=None), request_for(upload))[-1]
     assert last["message"] == "No model is loaded. Choose one under Model and press Load."
 
     def full(*args: Any, **hooks: Any) -> Any:
@@ -318,8 +318,13 @@ def test_no_sinks_no_model_no_memory_and_a_fault(
     def broken(*args: Any, **hooks: Any) -> Any:
         raise RuntimeError("secret path /home/someone/thing.py")
 
-    assert drain(make(SinksEngine(find=full)), asked(upload))[-1]["message"] == "Memory is full."
-    assert drain(make(SinksEngine(find=broken)), asked(upload))[-1]["message"] == UNFORESEEN
+    assert (
+        drain(make(SinksFunctions(find=full)), request_for(upload))[-1]["message"]
+        == "Memory is full."
+    )
+    assert (
+        drain(make(SinksFunctions(find=broken)), request_for(upload))[-1]["message"] == UNFORESEEN
+    )
 
 
 def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Picture, ...]) -> None:
@@ -334,15 +339,15 @@ def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Pic
     def stopping(*args: Any, **hooks: Any) -> Any:
         raise Stopped(1, 2)
 
-    handlers.engine = SinksEngine(validate=refusing)
-    last = drain(handlers, asked(upload))[-1]
+    handlers.engine = SinksFunctions(validate=refusing)
+    last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "ready"
     assert opened(last)[0]["checked"]["text"] == "None of the 2 samples can be used."
-    handlers.engine = SinksEngine(validate=full)
-    last = drain(handlers, asked(upload))[-1]
+    handlers.engine = SinksFunctions(validate=full)
+    last = drain(handlers, request_for(upload))[-1]
     assert opened(last)[0]["checked"]["text"] == "Memory is full."
-    handlers.engine = SinksEngine(validate=stopping)
-    last = drain(handlers, asked(upload))[-1]
+    handlers.engine = SinksFunctions(validate=stopping)
+    last = drain(handlers, request_for(upload))[-1]
     assert last["phase"] == "stopped"
     assert last["message"] == "Validating was stopped after 1 of 2 samples"
     assert tuple(opened(last)[0]["dims"]) == DIMS
@@ -359,7 +364,7 @@ def test_questions_about_nothing(make: Make, ask: Any) -> None:
 
 def test_a_tau_that_cannot_be_one_is_refused(make: Make, upload: tuple[Picture, ...]) -> None:
     handlers = make()
-    run = drain(handlers, asked(upload, held_out=0))[-1]["run"]
+    run = drain(handlers, request_for(upload, held_out=0))[-1]["run"]
     for tau in ("20", True, float("nan"), float("inf"), -1, 0, 1e9, [3]):
         assert "tau is" in handlers.profile_file({"run": run, "tau": tau})["error"]
 

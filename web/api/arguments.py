@@ -1,7 +1,7 @@
 """API arguments made from settings (`sinkscope.setting`).
 
-An endpoint is a function with `**said`. The settings define what it accepts: each setting becomes
-an argument with the setting's name, default and description.
+An endpoint is a function with `**setting_values`. The settings define what it accepts: each
+setting becomes an argument with the setting's name, default and description.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ def default_of(setting: Setting) -> Any:
 
 
 def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callable[..., Any]:
-    """The function with one keyword argument for each setting instead of `**said`."""
+    """The function with one keyword argument for each setting instead of `**setting_values`."""
 
     @functools.wraps(function)
-    def call(*parameters: Any, **said: Any) -> Any:
-        return function(*parameters, **said)
+    def call(*parameters: Any, **setting_values: Any) -> Any:
+        return function(*parameters, **setting_values)
 
     kind = inspect.Parameter
     signature = inspect.signature(function)
     parameters = [one for one in signature.parameters.values() if one.kind is not kind.VAR_KEYWORD]
     more = [kind(one.name, kind.KEYWORD_ONLY, default=default_of(one)) for one in settings]
+    # Gradio reads it.
     call.__signature__ = signature.replace(parameters=[*parameters, *more])  # type: ignore[attr-defined]
     return call
 
@@ -58,5 +59,5 @@ def argument(name: str, default: Any, words: str = "") -> Component:
     else:
         component = gr.Number(default, label=name)
     about = {**component.api_info(), "additional_description": words}
-    component.api_info = lambda: about  # type: ignore[method-assign]
+    component.api_info = lambda: about  # type: ignore[method-assign]  # on this component alone
     return component

@@ -64,7 +64,7 @@ class Api:
     def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
         self._handlers, self._offered = handlers, offered
 
-    def load(self, **said: Any) -> dict[str, Any]:
+    def load(self, **setting_values: Any) -> dict[str, Any]:
         """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
 
         Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, the sink
@@ -72,8 +72,10 @@ class Api:
         generation_config.json would do.
         """
         loaded, settings = self._handlers.loaded, self._handlers.settings
-        said["revision"] = said.get("revision") or None  # None: the start's, for its model
-        if not loaded.load(model_wanted(settings, self._offered, said)):
+        setting_values["revision"] = (
+            setting_values.get("revision") or None
+        )  # None: the start's, for its model
+        if not loaded.load(model_wanted(settings, self._offered, setting_values)):
             raise ValueError("Another model is being loaded; wait until it is there.")
         seen, state = loaded.wait(-1, 0)
         while state.phase == "loading":
@@ -96,8 +98,8 @@ class Api:
         image_2: str | None = None,
         image_3: str | None = None,
         image_4: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> dict[str, Any]:
         """Answer a prompt about an image, or up to four of them in this order, and keep the
         attention behind each token.
@@ -108,8 +110,10 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(image, prompt, values=said, more=(image_2, image_3, image_4))
-        return about_run(self._run(asked, request))
+        run_request = Request(
+            image, prompt, values=setting_values, more=(image_2, image_3, image_4)
+        )
+        return about_run(self._run(run_request, request))
 
     def compare(
         self,
@@ -119,8 +123,8 @@ class Api:
         image_2: str | None = None,
         image_3: str | None = None,
         image_4: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> dict[str, Any]:
         """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
 
@@ -129,13 +133,16 @@ class Api:
         log-probability, and VAR's own report.
         """
         more = (image_2, image_3, image_4)
-        asked = Request(image, prompt, True, same_text, values=said, more=more)
-        run = self._run(asked, request)
+        run_request = Request(image, prompt, True, same_text, values=setting_values, more=more)
+        run = self._run(run_request, request)
         both = run.traces["baseline"], run.traces["var"]
+        # Both are there, checked above.
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
         return {**about_run(run), **comparison_values(pair)}
 
-    def map(self, run: str, variant: str = "baseline", **said: Any) -> tuple[dict[str, Any], str]:
+    def map(
+        self, run: str, variant: str = "baseline", **setting_values: Any
+    ) -> tuple[dict[str, Any], str]:
         """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
 
         Gives `values` (rows x columns, null where one is missing) with `unit` and `normalisation`,
@@ -147,7 +154,7 @@ class Api:
         run_found = self._kept_run(run)
         if variant not in run_found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(run_found.traces)}.")
-        selection = Selection(**read_all(Selection, said))
+        selection = Selection(**read_all(Selection, setting_values))
         view = selection.view(run_found.first)
         side = make_side("", run_found.traces[variant], view.part)
         chosen = selection.tokens or (0,)
@@ -188,8 +195,8 @@ class Api:
     def export(
         self,
         run: str,
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
         (shares), html (a page that works alone), trace (safetensors, one for each answer).
@@ -198,7 +205,7 @@ class Api:
         and `width` are an animation's. `difference` holds where there are two sides.
         """
         run_found = self._kept_run(run)
-        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(run_found.first)
+        wanted = ExportChoice(**read_all(ExportChoice, setting_values)).wanted(run_found.first)
         sides_of_view(run_found, wanted)
         with scratch() as folder:
             session = session_hash_of(request)
@@ -239,11 +246,11 @@ class Api:
             raise ValueError(EXPIRED)
         return run
 
-    def _run(self, asked: Request, request: gr.Request | None) -> Run:
+    def _run(self, run_request: Request, request: gr.Request | None) -> Run:
         """Wait for the requested run."""
         session = session_hash_of(request)
         value: dict[str, Any] = {}
-        for value in self._handlers.generate(asked, session):  # noqa: B007
+        for value in self._handlers.generate(run_request, session):  # noqa: B007
             pass
         if value.get("phase") == "error":
             raise ValueError(value["message"])

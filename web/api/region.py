@@ -58,8 +58,8 @@ class RegionApi:
         self,
         run: str,
         variant: str = "baseline",
-        request: gr.Request = None,  # type: ignore[assignment]
-        **said: Any,
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
+        **setting_values: Any,
     ) -> dict[str, Any]:
         """Does a box of the image matter for an answer? `rows` and `columns` such as `0-2`.
 
@@ -71,8 +71,8 @@ class RegionApi:
             raise ValueError(EXPIRED)
         if variant not in found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
-        box = BoxChoice(**read_all(BoxChoice, said)).box()
-        settings = RegionSettings(**read_all(RegionSettings, said))
+        box = BoxChoice(**read_all(BoxChoice, setting_values)).box()
+        settings = RegionSettings(**read_all(RegionSettings, setting_values))
 
         def work(job: Job) -> dict[str, Any]:
             handle = loaded_handle(self._handlers.loaded)

@@ -62,7 +62,7 @@ class Selection:
         method, kind = method_and_scale(self.method, self.scale)
         wanted = None if self.heads_from is None else HeadsFrom.read(self.heads_from)
         return View(
-            part=self.part,  # type: ignore[arg-type]
+            part=self.part,  # type: ignore[arg-type]  # checked by `View`
             layers=self.layers,
             heads=self.heads,
             picked=None if wanted is None or run is None else wanted.heads_of(run),

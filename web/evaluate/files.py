@@ -41,19 +41,19 @@ def file_of(folder: Path, what: object) -> bytes:
         copy = Path(temporary) / folder.name
         _copy(folder, copy)
         if what == RECORDS:
-            return without_place((copy / RECORDS).read_bytes(), folder)
+            return without_folder((copy / RECORDS).read_bytes(), folder)
         seed = read_run(copy).config.run.seed
         report = make_report([copy], statistics=CompareSettings(seed=seed)).files
         if what == "all.zip":
             contents = {path.name: path.read_bytes() for path in sorted(copy.iterdir())}
             texts = {name: text.encode("utf-8", "replace") for name, text in report.items()}
             return _zipped(
-                {name: without_place(data, folder) for name, data in (contents | texts).items()}
+                {name: without_folder(data, folder) for name, data in (contents | texts).items()}
             )
-        return without_place(report[str(what)].encode("utf-8", "replace"), folder)
+        return without_folder(report[str(what)].encode("utf-8", "replace"), folder)
 
 
-def without_place(text: bytes, folder: Path) -> bytes:
+def without_folder(text: bytes, folder: Path) -> bytes:
     """The text without the paths of this run's folder and of its upload."""
     tops = {str(folder.parent), str(folder.parent.absolute()), str(folder.parent.resolve())}
     for top in sorted(tops, key=len, reverse=True):

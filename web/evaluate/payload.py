@@ -29,7 +29,7 @@ from sinkscope.evaluation.statistics.compare import (
 )
 from sinkscope.evaluation.statistics.intervals import Interval
 from sinkscope.evaluation.statistics.settings import RESAMPLES, CompareSettings
-from sinkscope.web.evaluate.files import without_place
+from sinkscope.web.evaluate.files import without_folder
 from sinkscope.web.runs.payload import pack
 
 DEMO = "demo"
@@ -93,7 +93,7 @@ def build_evaluate_payload(
         "types": _types(section),
         "tables": [_table(one) for one in tables(section)],
         "failures": [
-            without_place(f"{one.question}: {one.reason}".encode(), section.run.folder).decode()
+            without_folder(f"{one.question}: {one.reason}".encode(), section.run.folder).decode()
             for one in section.failures[:MOST_LISTED]
         ],
         "seed": run.seed,

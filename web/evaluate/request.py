@@ -1,4 +1,4 @@
-"""One press of Run in the Evaluate tab: which questions, which methods, with which settings.
+"""A click on Run in the Evaluate tab: questions, methods and settings.
 
 The page asks the bundled scenes, which are generated in any number, or uploaded questions
 (`web.evaluate.upload`): neither needs a file on the server. Benchmarks are run from the command

@@ -27,7 +27,7 @@ from sinkscope.evaluation.settings import RunConfig, read_config
 from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.loading import ModelHandle
-from sinkscope.web.evaluate.files import file_of, without_place
+from sinkscope.web.evaluate.files import file_of, without_folder
 from sinkscope.web.evaluate.payload import (
     LIVE_RESAMPLES,
     build_evaluate_payload,
@@ -173,9 +173,9 @@ class EvaluateHandlers(TabHandlers):
 
     def _values(self, run_id: str, session: str, ask: Ask, check: Callable[[], object]) -> Values:
         def words(error: Exception) -> str:
-            place = self.store.place(run_id)
-            text = str(error).replace(str(place), "of this run")
-            return without_place(text.encode("utf-8", "replace"), place).decode()
+            folder = self.store.folder_of(run_id)
+            text = str(error).replace(str(folder), "of this run")
+            return without_folder(text.encode("utf-8", "replace"), folder).decode()
 
         values = self._run(run_id, session, ask, check)
         yield from with_error_value(values, run_id, "an evaluation", words)

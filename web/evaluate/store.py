@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.owners import OWNER, user_now
 from sinkscope.web.runs.results import is_current_user
@@ -59,7 +59,7 @@ class EvaluateStore:
             self._drop()
         return new_id()
 
-    def place(self, run_id: str) -> Path:
+    def folder_of(self, run_id: str) -> Path:
         """The folder of a run; it is named after the questions, because a report's title is."""
         return self._folder / run_id / ("questions" if self.data(run_id).is_dir() else "demo")
 
@@ -71,7 +71,7 @@ class EvaluateStore:
         """Remove the files of a run that has no records because it never started."""
         with self._lock:
             known = _ID.fullmatch(run_id) and run_id not in self._open
-            if known and not any(self.place(run_id).glob("records*.jsonl")):
+            if known and not any(self.folder_of(run_id).glob("records*.jsonl")):
                 shutil.rmtree(self._folder / run_id, ignore_errors=True)
 
     def find(self, run_id: object) -> Path:
@@ -81,7 +81,7 @@ class EvaluateStore:
             ValueError: it is unknown, was removed, or belongs to another user.
         """
         if isinstance(run_id, str) and _ID.fullmatch(run_id):
-            folder = self.place(run_id)
+            folder = self.folder_of(run_id)
             if any(folder.glob("records*.jsonl")) and self._may_see(run_id):
                 return folder
         raise ValueError(GONE)
@@ -126,7 +126,7 @@ class EvaluateStore:
             self._open.add(run_id)
         try:
             self._claim(run_id)
-            yield self.place(run_id)
+            yield self.folder_of(run_id)
         finally:
             with self._lock:
                 self._open.discard(run_id)
@@ -136,7 +136,7 @@ class EvaluateStore:
         user, path = user_now(), self._folder / run_id / OWNER
         if self._owned and user is not None and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: file.write(user.encode()))
+            write_bytes_atomically(path, user.encode())
 
     def _drop(self) -> None:
         runs = [path for path in self._folder.iterdir() if path.name not in self._open]

@@ -57,7 +57,7 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
     """
     with gr.Row(elem_id="evaluate-desk"):
         with gr.Column(elem_id="evaluate-ask", min_width=260):
-            controls, go, stop = _build_form()
+            controls, run, stop = _build_form()
         with gr.Column(elem_id="evaluate-see", min_width=320):
             shown = html_component(
                 "evaluate",
@@ -69,7 +69,7 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
                 ],
             )
     handlers.component = shown
-    asked: dict[str, Block] = {
+    inputs: dict[str, Block] = {
         **controls,
         "dims": explore.dims,
         "dims_of": explore.dims_of,
@@ -87,14 +87,14 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
         "queue": False,
         "show_progress": "hidden",
     }
-    outputs = [shown, go, stop]
-    go.click(running(handlers), None, outputs, inputs_kwargs=asked, **waiting)
+    outputs = [shown, run, stop]
+    run.click(running(handlers), None, outputs, inputs_kwargs=inputs, **waiting)
     shown.submit(going_on(handlers), None, outputs, **waiting)
     stop.click(stopping(handlers), None, None, **at_once)
     filled = shown.select(
         opening(handlers, list(explore.controls)),
         explore.dims,
-        [*explore.controls.values(), explore.further],
+        [*explore.controls.values(), explore.more_images_section],
         **at_once,
     )
     filled.success(None, None, None, js=GENERATE, **at_once)
@@ -139,13 +139,13 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
     for one in user_settings(EvaluateRequest, "seed"):
         controls[one.name] = _control(one)
     with gr.Row(elem_id="evaluate-actions"):
-        go = gr.Button("Run", variant="primary", elem_id="evaluate-run", min_width=80)
+        run = gr.Button("Run", variant="primary", elem_id="evaluate-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="evaluate-stop", min_width=60)
     with gr.Accordion("More settings", open=False, elem_id="evaluate-settings"):
         for one in user_settings(EvaluateRequest):
             if one.name not in controls:
                 controls[one.name] = _control(one)
-    return controls, go, stop
+    return controls, run, stop
 
 
 def _control(one: Any) -> Component:
@@ -164,7 +164,7 @@ def running(handlers: EvaluateHandlers) -> Callable[..., Any]:
         source: str,
         types: list[str],
         files: Sequence[FileData],
-        **said: Any,
+        **setting_values: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Ask questions by several methods, and say whether their scores differ.
 
@@ -172,8 +172,8 @@ def running(handlers: EvaluateHandlers) -> Callable[..., Any]:
         what was answered) or error.
         """
         given = tuple(Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files or ())
-        asked = EvaluateRequest(tuple(methods), tuple(types), source, given, **said)
-        yield from with_buttons(handlers.run(asked, request.session_hash or ""))
+        tab_request = EvaluateRequest(tuple(methods), tuple(types), source, given, **setting_values)
+        yield from with_buttons(handlers.run(tab_request, request.session_hash or ""))
 
     return run_evaluation
 

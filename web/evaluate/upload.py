@@ -72,10 +72,10 @@ def keep_questions(
     folder.mkdir(parents=True)
     copies = _Copies(folder, limits, opened)
     lines: list[str] = []
-    asked: list[Question] = []
+    questions: list[Question] = []
     faults: list[str] = []
     for row in _rows(file, files):
-        if len(asked) + len(faults) == most:
+        if len(questions) + len(faults) == most:
             break
         try:
             if row.damage:
@@ -90,17 +90,17 @@ def keep_questions(
                 message if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {message}"
             )
             continue
-        asked.append(question)
+        questions.append(question)
         lines.append(json.dumps(_line(question, names), ensure_ascii=False) + "\n")
     if faults:
         more = f" ({len(faults)} rows in all)" if len(faults) > _NAMED else ""
         raise ValueError(f"Not every row can be asked{more}. {'. '.join(faults[:_NAMED])}.")
-    if not asked:
+    if not questions:
         raise ValueError(f"{Path(file.name).name} has no rows.")
     path = folder / QUESTIONS
     path.write_text("".join(lines), encoding="utf-8")
-    _check_copy(path, asked)
-    return path, len(asked)
+    _check_copy(path, questions)
+    return path, len(questions)
 
 
 def _rows(file: Picture, files: Sequence[Picture]) -> Iterator[Row]:
@@ -190,14 +190,14 @@ def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if value != ""}
 
 
-def _check_copy(path: Path, asked: Sequence[Question]) -> None:
+def _check_copy(path: Path, questions: Sequence[Question]) -> None:
     """Check that the copy asks the same questions as the upload.
 
     Raises:
         ValueError: a row has a layout that cannot be copied.
     """
     read = TASK.read(open_data(str(path), None, TASK.tables))
-    for original, copied in zip(asked, read, strict=True):
+    for original, copied in zip(questions, read, strict=True):
         same = isinstance(copied, Question) and all(
             getattr(original, name) == getattr(copied, name)
             for name in ("id", "text", "truth", "options", "category", "cluster", "system")

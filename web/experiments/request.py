@@ -1,4 +1,4 @@
-"""One press of Run in the Experiments tab: its values, and the samples that they select."""
+"""A click on Run in the Experiments tab: its values, and the samples that they select."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class ExperimentRequest:
     `name` is the experiment's name. `source` is `BUNDLED` (drawn scenes; for a text model, our own
     prompts) or `MINE` (`pictures`: images, optionally with a file of questions about them; for a
     text model, a text file). `prompt` is asked about every image without a question of its own.
-    `own` and `study` are the values of the controls for the experiment's settings and for the
-    settings of all experiments, by the names that users see.
+    `experiment_settings` are the values of the experiment's own controls, and `study` of those that
+    all experiments share, by the names that users see.
     """
 
     name: str
     source: str = BUNDLED
     pictures: tuple[Picture, ...] = ()
     prompt: str = ""
-    own: Mapping[str, Any] = field(default_factory=dict)
+    experiment_settings: Mapping[str, Any] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
     samples: int = setting(
         16,
@@ -85,7 +85,7 @@ class ExperimentRequest:
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
         settings, study = (
-            _settings_from(experiment.settings, self.own),
+            _settings_from(experiment.settings, self.experiment_settings),
             _settings_from(StudySettings, self.study),
         )
         return experiment, settings, study

@@ -48,14 +48,14 @@ MINE_WORDS = (
 
 @dataclass(frozen=True)
 class _Form:
-    """The values that one press of Run reads; `controls` by argument names of `run_experiment`,
+    """The controls that a click on Run reads; `controls` by argument names of `run_experiment`,
     those of settings by the experiment's name, a slash and the setting's name."""
 
     controls: dict[str, Component]
     name: gr.Dropdown
     blocks: dict[str, gr.Column]
     estimate: gr.HTML
-    go: gr.Button
+    run: gr.Button
     stop: gr.Button
 
 
@@ -79,10 +79,10 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         with gr.Column(elem_id="experiments-see", min_width=320):
             shown = html_component("experiments", {"phase": "empty", "listed": listed}, functions)
     handlers.component = shown
-    form.go.click(
+    form.run.click(
         running(handlers),
         None,
-        [shown, form.go, form.stop],
+        [shown, form.run, form.stop],
         inputs_kwargs={**form.controls},
         api_visibility="private",  # scripts use the command line or `experiments`
         show_progress="hidden",
@@ -113,7 +113,7 @@ def _build_form() -> _Form:
         filterable=False,
         elem_id="experiments-name",
     )
-    ahead = notice_line("experiments-ahead")
+    estimate = notice_line("experiments-ahead")
     controls: dict[str, Component] = {"name": name}
     blocks = {}
     for row in catalogue.EXPERIMENTS:
@@ -128,9 +128,9 @@ def _build_form() -> _Form:
         for one in others:
             controls[f"{STUDY}/{one.name}"] = _control(one, STUDY)
     with gr.Row(elem_id="experiments-actions"):  # page.css keeps it in sight
-        go = gr.Button("Run", variant="primary", elem_id="experiments-run", min_width=80)
+        run = gr.Button("Run", variant="primary", elem_id="experiments-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="experiments-stop", min_width=60)
-    return _Form(controls, name, blocks, ahead, go, stop)
+    return _Form(controls, name, blocks, estimate, run, stop)
 
 
 def _samples() -> dict[str, Component]:
@@ -179,9 +179,9 @@ def _control(one: Setting, of: str, **look: Any) -> Component:
 
 def picking(event: gr.EventData) -> Any:
     """The experiment that was chosen in the list of all."""
-    asked = event._data if isinstance(event._data, dict) else {}
+    chosen = event._data if isinstance(event._data, dict) else {}
     names = [row.name for row in catalogue.EXPERIMENTS]
-    return asked["name"] if asked.get("name") in names else gr.skip()
+    return chosen["name"] if chosen.get("name") in names else gr.skip()
 
 
 def choosing(blocks: Mapping[str, Any]) -> Callable[..., Any]:
@@ -210,7 +210,7 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         files: Sequence[FileData],
         prompt: str,
         samples: Any,
-        **said: Any,
+        **setting_values: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Run an experiment on the loaded model.
 
@@ -218,9 +218,11 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         stopped or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        settings, study = _values_of(said, name), _values_of(said, STUDY)
-        asked = ExperimentRequest(name, source, tuple(pictures), prompt, settings, study, samples)
-        yield from with_buttons(handlers.run(asked, request.session_hash or ""))
+        settings, study = _values_of(setting_values, name), _values_of(setting_values, STUDY)
+        tab_request = ExperimentRequest(
+            name, source, tuple(pictures), prompt, settings, study, samples
+        )
+        yield from with_buttons(handlers.run(tab_request, request.session_hash or ""))
 
     return run_experiment
 

@@ -1,4 +1,4 @@
-"""The tokens of a running run."""
+"""The tokens of a run that is being computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sinkscope.web.runs.payload import token_delta
 
 @dataclass
 class Answering:
-    """The tokens of a running run: the worker adds them, the generator sends them to the page."""
+    """The tokens of a run that is being computed: its thread adds them, the generator sends them
+    to the page."""
 
     run_id: str
     prompt: str

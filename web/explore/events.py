@@ -25,7 +25,7 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         compare: bool,
         same_text: bool,
         dims_of: str,
-        **said: Any,
+        **setting_values: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Answer a prompt about an image and keep the attention behind each token.
 
@@ -35,13 +35,13 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         profile; `dims_of` is the model that they were found on, and another one is refused. With
         `decoding` "checkpoint" the controls of sampling are not read, as the page shows.
         """
-        if said.get("decoding") == "checkpoint":
+        if setting_values.get("decoding") == "checkpoint":
             defaults = GenerationSettings()
-            said.update({name: getattr(defaults, name) for name in OF_CHECKPOINT})
-        more = tuple(said.pop(name, None) for name in MORE)
-        asked = Request(image, prompt, compare, same_text, dims_of, said, more)
+            setting_values.update({name: getattr(defaults, name) for name in OF_CHECKPOINT})
+        more = tuple(setting_values.pop(name, None) for name in MORE)
+        run_request = Request(image, prompt, compare, same_text, dims_of, setting_values, more)
         busy = False
-        for value in handlers.generate(asked, request.session_hash or ""):
+        for value in handlers.generate(run_request, request.session_hash or ""):
             over = value["phase"] in ("ready", "stopped", "error")
             if over or not busy:
                 buttons = gr.update(interactive=over), gr.update(interactive=not over)

@@ -88,12 +88,12 @@ class Explaining:
 
     def _computed(self, ask: Mapping[str, Any], job: Job) -> Values:
         run = self._run(ask)
-        asked = read_explain_request(ask, run)
+        explain_request = read_explain_request(ask, run)
 
         def found() -> dict[str, Any]:
-            return {"sides": self._sides(run, asked)}
+            return {"sides": self._sides(run, explain_request)}
 
-        work = partial(self._work, run, asked)
+        work = partial(self._work, run, explain_request)
         try:
             yield from progress_values(self.handlers.runner, job, work, found, "Reading the answer")
         except StoppedWaiting:
@@ -107,13 +107,13 @@ class Explaining:
             raise ValueError(EXPIRED)
         return run
 
-    def _work(self, run: Run, asked: ExplainRequest, job: Job) -> None:
+    def _work(self, run: Run, explain_request: ExplainRequest, job: Job) -> None:
         """Compute the missing results of each side, in the job's thread."""
         handle = loaded_handle(self.handlers.loaded)
-        sides = list(asked.targets.items())
+        sides = list(explain_request.targets.items())
         faults: list[str] = []
         for index, (name, target) in enumerate(sides):
-            todo = [one for one in asked.methods if self._lacks(run, name, target, one)]
+            todo = [one for one in explain_request.methods if self._lacks(run, name, target, one)]
             trace = run.traces[name]
             try:
                 session = passes_of(handle, trace, stop=job.stop_event)
@@ -138,11 +138,11 @@ class Explaining:
         kept = self.store.get(key, run.traces[name])
         return kept is None or kept.stack is None  # a reason may be gone with another model
 
-    def _sides(self, run: Run, asked: ExplainRequest) -> dict[str, dict[str, Any]]:
+    def _sides(self, run: Run, explain_request: ExplainRequest) -> dict[str, dict[str, Any]]:
         sides: dict[str, dict[str, Any]] = {}
-        for name, target in asked.targets.items():
+        for name, target in explain_request.targets.items():
             sides[name] = {}
-            for method in asked.methods:
+            for method in explain_request.methods:
                 key = (run.id, name, target.tokens, method.name)
                 kept = self.store.get(key, run.traces[name])
                 if kept is None:
@@ -152,7 +152,9 @@ class Explaining:
                 elif kept.stack is None:
                     sides[name][method.name] = {"why": kept.why_not}
                 else:
-                    sides[name][method.name] = map_value(kept, run.traces[name], asked.choice)
+                    sides[name][method.name] = map_value(
+                        kept, run.traces[name], explain_request.choice
+                    )
         return sides
 
 

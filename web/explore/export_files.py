@@ -67,14 +67,15 @@ def make_files(
     """Make the files in a folder.
 
     Args:
-        run, wanted: which files of what.
-        folder: where.
-        on_progress: called with steps done, all steps, and what is being done.
+        run: the run.
+        wanted: the kind of file and the view.
+        folder: the folder that they are written to.
+        on_progress: called with steps done, all steps, and the current step.
         stop: once set, an animation ends before its next frame.
         drawn_by: what draws figures and animations; the app's does so in another process
             (`web.runs.drawing_process`).
-        kept: what methods that read the model gave for the run's tokens; without it, or where it
-            has nothing, a figure shows only what the run itself holds.
+        kept: maps of methods that read the model, computed before for tokens of the run; other
+            tokens can only be drawn by methods that read the run alone.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed; or the process that draws
@@ -118,7 +119,7 @@ def _no_progress(done: int, total: int, text: str) -> None:
 
 
 def label_of(run: Run, name: str) -> str:
-    """What a side is called: in a table of one run its name, else what stands over its figure."""
+    """A side's name in a table of one run, or its title above a figure."""
     return run.label(name) if run.kind == "pair" else name
 
 
@@ -132,7 +133,7 @@ def sides_of_view(run: Run, wanted: ExportRequest) -> tuple[dict[str, Generation
     """The traces by their labels, and the view as far as this run has it."""
     view = wanted.view
     traces = dict(run.traces)
-    if wanted.side or view.each:
+    if wanted.side or view.separate_layers:
         name = wanted.side or next(iter(traces))
         if name not in traces:
             raise ValueError(f"side is {name!r}; allowed: {', '.join(traces)}.")
@@ -144,8 +145,8 @@ def sides_of_view(run: Run, wanted: ExportRequest) -> tuple[dict[str, Generation
 
 
 def with_kept(run: Run, wanted: ExportRequest, view: View, kept: ExplainedStore) -> View:
-    """The view with the maps that its method gave on the page for just these tokens; as it is for
-    a method that the run itself gives.
+    """The view with the maps that were computed on the page for exactly these tokens; unchanged
+    for a method that reads only the run.
 
     Raises:
         ValueError: it reads the model, and was not computed for these tokens.
@@ -168,20 +169,20 @@ def with_kept(run: Run, wanted: ExportRequest, view: View, kept: ExplainedStore)
     names = [wanted.side] if wanted.side else list(run.traces)
     last = wanted.first if wanted.last is None else wanted.last
     tokens = range(wanted.first, min(last, MOST_TOKENS) + 1)
-    given = kept_maps(run, view, tokens, kept, names[:1] if view.each else names)
+    given = kept_maps(run, view, tokens, kept, names[:1] if view.separate_layers else names)
     return view if given is None else dataclasses.replace(view, method=given, whole_answer=False)
 
 
 def kept_maps(
     run: Run, view: View, tokens: Iterable[int], kept: ExplainedStore, names: Iterable[str]
 ) -> PrecomputedMaps | None:
-    """What the view's method gave on the page for just these tokens; None where the run itself
-    gives it. Other tokens' maps are not there either, so that no scale can be that of all.
+    """The maps that were computed on the page for exactly these tokens; None for a method that
+    reads only the run. A scale over all tokens is not possible with them.
 
     Args:
-        run, view: of what.
-        tokens: which, of the answer; those that a side does not have are left out.
-        kept: what was computed.
+        run, view: what is drawn.
+        tokens: indices in the answer; those that a side does not have are left out.
+        kept: the computed maps.
         names: sides of the run.
 
     Raises:

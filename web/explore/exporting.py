@@ -2,7 +2,7 @@
 
 Server functions bypass Gradio's queue, so they must not do heavy work: the inspector triggers an
 event instead and gets the progress. Each file is a job (`jobs.runner`) that needs no model and does
-not wait in our queue; a closed tab ends it, and it leaves nothing behind.
+not wait in our queue; closing the tab ends it and removes its files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TELL_SECONDS = 0.25  # between two reports of progress
 
 
 def exporting(handlers: Handlers) -> Callable[..., Any]:
-    """For the inspector's event: makes the file that its data asks for, and tells it how far."""
+    """For the inspector's event: makes the requested file, and reports progress."""
 
     def values(ask: Mapping[str, Any], session: str) -> Values:
         about = {"phase": "export", "ask": str(ask.get("ask"))[:64]}
@@ -70,7 +70,7 @@ def _exported(handlers: Handlers, ask: Mapping[str, Any], job: Job) -> Values:
 
 
 def stopping_export(handlers: Handlers) -> Callable[..., Any]:
-    """For the inspector's other event: ends the file that this session has asked for."""
+    """For the inspector's other event: ends the making of this session's file."""
 
     def stop_export(request: gr.Request) -> None:
         handlers.runner.stop(request.session_hash or "", EXPORT)
@@ -105,7 +105,8 @@ def read_export_request(ask: Mapping[str, Any]) -> ExportRequest:
     """
     try:
         given = dict(ask["view"])
-        for name in ("layers", "heads", "each"):
+        given["separate_layers"] = given.pop("each", ())
+        for name in ("layers", "heads", "separate_layers"):
             if given.get(name) is not None:
                 given[name] = tuple(_index(n) for n in given[name])
         fields = {f.name for f in dataclasses.fields(View)}

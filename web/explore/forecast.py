@@ -1,6 +1,6 @@
-"""What a run or a load will take, as one quiet line of the page, said before it is started.
+"""The expected time and memory of a run or a load, as a line of the page before it is started.
 
-Nothing here waits for the model: a forecast reads sizes, and costs a few matrix products.
+A forecast does not wait for the model: it reads sizes and computes a few matrix products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import Forecast, forecast
 from sinkscope.capture.forecast import available_memory, check_memory
-from sinkscope.capture.pace import Pace
+from sinkscope.capture.run_times import RunTimes
 from sinkscope.config import GenerationSettings, ModelSettings, Settings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.footprint import Footprint, NotOnDiskError, device_and_dtype, footprint
@@ -29,13 +29,16 @@ from sinkscope.web.runs.request import Request
 from sinkscope.web.server.uploads import upload_size
 
 KNOWN_PROMPTS = 32
-AT_ONCE, PATIENCE = 2, 2.0  # forecasts go by the queue: a burst of them must not fill the memory
+AT_ONCE, PATIENCE = (
+    2,
+    2.0,
+)  # forecasts bypass the queue, so a burst of them must not fill the memory
 
 Notice = dict[str, Any]
 
 
 def notice(text: str = "", kind: str = "quiet", fraction: float | None = None) -> Notice:
-    """A line: `quiet`, `busy` (a fraction from 0 to 1) or `warn`; an empty one is not there."""
+    """A line of the page: `quiet`, `busy` (with a fraction, 0 to 1) or `warn`; hidden if empty."""
     return {"kind": kind, "text": text, "fraction": fraction}
 
 
@@ -46,26 +49,28 @@ def estimate_run(
     *,
     answers: int,
     same_text: bool,
-    pace: Pace,
+    run_times: RunTimes,
 ) -> Forecast:
-    """The forecast of `answers` side by side; its bytes are those of one.
+    """The forecast of `answers` computed together; its bytes are those of one.
 
     Raises:
-        ValueError: they cannot fit; the text names what helps.
+        ValueError: they do not fit into memory; the text names what helps.
     """
-    if not handle.lock.locked():  # else a run has memory that it gives back before this one starts
+    if not handle.lock.locked():  # else a run holds memory that it releases before this one starts
         check_memory(handle, inputs, settings, answers)
-    return forecast(handle, inputs, settings, answers=answers, same_text=same_text, pace=pace)
+    return forecast(
+        handle, inputs, settings, answers=answers, same_text=same_text, run_times=run_times
+    )
 
 
 class Forecaster:
-    """Says what a run will take. Remembers the layout of the prompts it was asked about last.
+    """Forecasts of runs and loads. Keeps the layouts of the last prompts.
 
     Args:
         settings: of this start.
         loaded: the model.
-        estimate: `estimate_run`; tests put their own here.
-        pace: what finished runs took.
+        estimate: `estimate_run`; tests pass their own.
+        run_times: the durations of finished runs.
     """
 
     def __init__(
@@ -73,19 +78,19 @@ class Forecaster:
         settings: Settings,
         loaded: LoadedModel,
         estimate: Callable[..., Forecast] = estimate_run,
-        pace: Pace | None = None,
+        run_times: RunTimes | None = None,
     ) -> None:
         self._settings = settings
         self._loaded = loaded
         self._estimate = estimate
-        self._pace = pace or Pace()
+        self._run_times = run_times or RunTimes()
         self._layouts: LRUCache[tuple[tuple[str, ...], str], PromptInputs] = LRUCache(KNOWN_PROMPTS)
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
         loaded.on_change(self._forget)
 
     def of_run(self, request: Request) -> Notice:
-        """The line under Generate: empty where there is no image or no model yet."""
+        """The line under Generate: empty without an image or a model."""
         handle = self._loaded.handle
         if handle is None or not request.images or not (request.prompt or "").strip():
             return notice()
@@ -101,7 +106,7 @@ class Forecaster:
                 settings,
                 answers=answers,
                 same_text=bool(request.compare and request.same_text),
-                pace=self._pace,
+                run_times=self._run_times,
             )
             return notice(run_words(forecast, answers))
         except ValueError as error:
@@ -115,7 +120,7 @@ class Forecaster:
             known = self._layouts.get((images, prompt))
         if known is not None:
             return known
-        # The layout follows from the sizes: before its turn in the line no image is decoded.
+        # The layout follows from the sizes: no image is decoded before its turn in the queue.
         limits = limits_for(self._settings.images, handle)
         blank = [Image.new("RGB", upload_size(path, limits)) for path in images]
         inputs = handle.prepare(blank, prompt)

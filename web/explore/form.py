@@ -21,53 +21,53 @@ from sinkscope.web.server.uploads import UploadedFile, UploadedImage
 
 @dataclass(frozen=True)
 class Form:
-    """What one press of Generate reads.
+    """The controls of the Explore tab that a click on Generate reads, and the texts next to them.
 
     Attributes:
         controls: by the names of the arguments of `generate` (`web.explore.events.generating`).
-        more: places for further images of one question.
-        further: what they are folded away in.
-        estimate: what the run will take, said before it.
-        changed: what was changed since the run on screen.
-        asked: what the controls said for that run (`web.explore.refill`).
-        limits: what the loaded model can be asked, where that is little.
+        more_images: inputs for further images of the same question.
+        more_images_section: the accordion that holds them.
+        estimate: the expected time and memory of the run.
+        changed: which controls were changed since the run on screen.
+        last_request: the controls' values of that run (`web.explore.refill`).
+        limits: the loaded model's restrictions, such as one without image input.
         note: the sentence about the model's sink dimensions.
         dims, dims_of: sink dimensions of only this browser, instead of the model's, and the
             model that they were found on.
-        profile: takes them from a file.
-        own: goes back to the model's; there only while others are used.
-        decoding: whether tokens are chosen as set here or as the checkpoint says.
-        says: what the checkpoint says.
-        replaced: controls that have no effect then.
+        profile: button that reads them from a file.
+        reset_dims: button that returns to the model's; visible only while others are used.
+        decoding: whether tokens are chosen by the page's settings or the checkpoint's.
+        checkpoint_words: the checkpoint's settings, in words.
+        replaced: controls that have no effect with the checkpoint's settings.
     """
 
     controls: dict[str, Component]
     image: gr.Image
-    more: tuple[gr.Image, ...]
-    further: gr.Accordion
+    more_images: tuple[gr.Image, ...]
+    more_images_section: gr.Accordion
     prompt: gr.Textbox
     examples: gr.HTML
     compare: gr.Checkbox
-    go: gr.Button
+    generate: gr.Button
     stop: gr.Button
     estimate: gr.HTML
     changed: gr.HTML
-    asked: gr.State
+    last_request: gr.State
     limits: gr.HTML
     note: gr.Textbox
     same_text: gr.Checkbox
     tau: Component
     decoding: Component
-    says: gr.HTML
+    checkpoint_words: gr.HTML
     replaced: tuple[Component, ...]
     dims: Component
     dims_of: gr.State
-    own: gr.Button
+    reset_dims: gr.Button
     profile: gr.UploadButton
 
 
 def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
-    """Lay the form out in the column that is open."""
+    """Build the form in the open column."""
     image = UploadedImage(
         label="Image",
         type="filepath",
@@ -78,7 +78,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         buttons=["fullscreen"],
         elem_id="image",
     )
-    further, more = _more_images()
+    section, more_images = _more_images()
     prompt = gr.Textbox(
         label="Prompt",
         value="Describe the image." if not offered else offered[0].prompt,
@@ -88,17 +88,17 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         placeholder="Ask something about the image",
         elem_id="prompt",
     )
-    listed = html_component("examples", None)
-    listed.props["items"] = [_example_item(item, listed, image) for item in offered]
+    examples = html_component("examples", None)
+    examples.props["items"] = [_example_item(item, examples, image) for item in offered]
     compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
     with gr.Row(elem_id="actions"):
-        go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
-    changed, asked = notice_line("changed"), gr.State({})
+    changed, last_request = notice_line("changed"), gr.State({})
     limits = notice_line("limits")
-    ahead = notice_line("ahead")
-    note, same_text, dims_of, own_dims, var, profile = _var_settings()
-    answer, says = _generation_settings(generation)
+    estimate = notice_line("ahead")
+    note, same_text, dims_of, reset_dims, var, profile = _var_settings()
+    answer, checkpoint_words = _generation_settings(generation)
     return Form(
         controls={
             "image": image,
@@ -108,39 +108,39 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
             "dims_of": dims_of,
             **var,
             **answer,
-            **dict(zip(MORE, more, strict=True)),
+            **dict(zip(MORE, more_images, strict=True)),
         },
         image=image,
-        more=more,
-        further=further,
+        more_images=more_images,
+        more_images_section=section,
         prompt=prompt,
-        examples=listed,
+        examples=examples,
         compare=compare,
-        go=go,
+        generate=generate,
         stop=stop,
-        estimate=ahead,
+        estimate=estimate,
         changed=changed,
-        asked=asked,
+        last_request=last_request,
         limits=limits,
         note=note,
         same_text=same_text,
         tau=var["tau"],
         decoding=answer["decoding"],
-        says=says,
+        checkpoint_words=checkpoint_words,
         replaced=tuple(answer[name] for name in OF_CHECKPOINT),
         dims=var["dims"],
         dims_of=dims_of,
-        own=own_dims,
+        reset_dims=reset_dims,
         profile=profile,
     )
 
 
 def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
-    """Small places for further images of the same question, folded away."""
+    """Small inputs for further images of the same question, folded."""
     with (
         gr.Accordion(
             "Further images of this question", open=False, elem_id="more-images"
-        ) as further,
+        ) as section,
         gr.Row(elem_id="more-places"),
     ):
         places = tuple(
@@ -158,11 +158,11 @@ def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
             )
             for index, name in enumerate(MORE, 1)
         )
-    return further, places
+    return section, places
 
 
 def notice_line(name: str) -> gr.HTML:
-    """A line that says what something will take (`explore.forecast`); empty, it takes no room."""
+    """A line of the page (`explore.forecast`); hidden while it is empty."""
     line = html_component("notice", None)
     line.elem_id, line.elem_classes = name, ["notice-line"]
     return line
@@ -171,10 +171,12 @@ def notice_line(name: str) -> gr.HTML:
 def _var_settings() -> tuple[
     gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[str, Component], gr.UploadButton
 ]:
-    """The note, Same text, whose dimensions, the way back to the model's, all of VAR, the file."""
+    """VAR's controls: the note, Same text, the dimensions' model, the reset button, all settings,
+    and the profile's file."""
     with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
         note = gr.Textbox(
             "No model is loaded yet.",
+            label="Sink dimensions of the model",  # read aloud
             show_label=False,
             interactive=False,
             container=False,
@@ -189,8 +191,8 @@ def _var_settings() -> tuple[
             max_length=200,
             elem_id="sink-dims",
         )
-        dims_of = gr.State("")  # by session; a box that is not shown would lose it
-        own_dims = gr.Button(
+        dims_of = gr.State("")  # kept per session; a hidden box would lose it
+        reset_dims = gr.Button(
             "Back to the model's own", size="sm", visible=False, elem_id="own-dims"
         )
         profile = UploadedFile(
@@ -203,11 +205,11 @@ def _var_settings() -> tuple[
             elem_id="same-text",
         )
         others = {one.name: control(one) for one in VAR if one is not first}
-    return note, same_text, dims_of, own_dims, {first.name: dims, **others}, profile
+    return note, same_text, dims_of, reset_dims, {first.name: dims, **others}, profile
 
 
 def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:
-    """All of an answer, and the line of what the checkpoint says."""
+    """The controls of an answer, and the line with the checkpoint's settings."""
     ours = start.decoding == "ours"
     controls: dict[str, Component] = {}
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
@@ -217,8 +219,8 @@ def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component
                 look = {"elem_id": "decoding"}
             controls[one.name] = control(one, getattr(start, one.field), **look)
             if one.field == "decoding":
-                says = notice_line("checkpoint-says")
-    return controls, says
+                checkpoint_words = notice_line("checkpoint-says")
+    return controls, checkpoint_words
 
 
 def _example_item(example: Example, listed: gr.HTML, image: gr.Image) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from typing import Any
 import gradio as gr
 
 from sinkscope import attention_extractor
-from sinkscope.capture.pace import Pace, Work
+from sinkscope.capture.run_times import RunTimes, Work
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.config import Settings
+from sinkscope.config import GenerationSettings, Settings
 from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Target, TokenSource, rows_of
@@ -65,7 +65,7 @@ class RunFunctions:
     """The functions that compute runs; tests replace them."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
-    compare: Callable[..., Any] = attention_extractor.compare
+    compare: Callable[..., attention_extractor.Comparison] = attention_extractor.compare
 
 
 class Handlers:
@@ -77,13 +77,13 @@ class Handlers:
         loaded: LoadedModel,
         store: RunStore,
         engine: RunFunctions | None = None,
-        pace: Pace | None = None,
+        run_times: RunTimes | None = None,
     ) -> None:
         self.settings = settings
         self.loaded = loaded
         self.store = store
         self.engine = engine or RunFunctions()
-        self.pace = pace or Pace()  # learns how long runs take
+        self.run_times = run_times or RunTimes()  # learns how long runs take
         limit = settings.app.job_minutes
         self.runner = Runner(
             settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
@@ -170,7 +170,9 @@ class Handlers:
                     yield self._delta(answering, sent, first_token)
                     last = now
 
-    def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(
+        self, answering: Answering, request: Request, settings: GenerationSettings, job: Job
+    ) -> Run:
         """Compute the run, in the job's thread, which has exclusive use of the model."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
@@ -217,7 +219,7 @@ class Handlers:
             raise
         if prefix is None:  # else the image was passed through the model by an earlier run
             work = Work(inputs.layout, len(answering.times), len(traces), same)
-            self.pace.note(handle, work, time.monotonic() - start, answering.times)
+            self.run_times.note(handle, work, time.monotonic() - start, answering.times)
         return Run(traces, same_text=same, id=answering.run_id)
 
     def _kept(self, run: Run, job: Job) -> dict[str, Any]:

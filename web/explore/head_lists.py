@@ -75,7 +75,7 @@ class HeadLists:
 
 
 def head_list_value(head_list: HeadList, run: Run) -> dict[str, Any]:
-    """A list for the browser: its heads, what they are, and the text of its file.
+    """A list for the browser: its heads, their kind, and the text of its file.
 
     Raises:
         ValueError: it is empty, another model's, or the run did not keep its heads.

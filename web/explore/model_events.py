@@ -46,12 +46,12 @@ def status_value(state: LoadState) -> dict[str, Any]:
 
 def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
     def ahead(
-        *, image: str | None, prompt: str, compare: bool, same_text: bool, **said: Any
+        *, image: str | None, prompt: str, compare: bool, same_text: bool, **setting_values: Any
     ) -> Any:
-        """What a press of Generate will take."""
-        more = tuple(said.pop(name, None) for name in MORE)
-        asked = Request(image, prompt, compare, same_text, values=said, more=more)
-        return forecaster.of_run(asked)
+        """The expected time and memory of a click on Generate."""
+        more = tuple(setting_values.pop(name, None) for name in MORE)
+        run_request = Request(image, prompt, compare, same_text, values=setting_values, more=more)
+        return forecaster.of_run(run_request)
 
     return ahead
 
@@ -59,12 +59,12 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
 def load_forecasting(
     loaded: LoadedModel, settings: Settings, offered: Sequence[str], parameters: Mapping[str, int]
 ) -> Callable[..., Any]:
-    def ahead(**said: Any) -> Any:
-        """What a press of Load will take."""
+    def ahead(**setting_values: Any) -> Any:
+        """The expected time and memory of a click on Load."""
         if loaded.state.phase == "loading":
-            return gr.skip()  # that line shows how far it is
+            return gr.skip()  # that line shows the progress
         try:
-            return of_load(model_wanted(settings, offered, said), parameters)
+            return of_load(model_wanted(settings, offered, setting_values), parameters)
         except ValueError as error:
             return notice(str(error), "warn")
 
@@ -88,7 +88,7 @@ def following(loaded: LoadedModel) -> Callable[..., Any]:
 
 
 def _outcome(state: LoadState) -> Any:
-    """How a load ended, beside its button."""
+    """The outcome of a load, for the line next to its button."""
     if state.phase == "failed":
         return notice(state.message, "warn")
     handle = state.working
@@ -100,10 +100,11 @@ def _outcome(state: LoadState) -> Any:
 def model_wanted(
     settings: Settings, offered: Sequence[str], values: Mapping[str, Any]
 ) -> ModelSettings:
-    """What Load asks for (`values`, by the names of ModelSettings), over the settings of the start.
+    """The model that Load requests (`values`, by the names of ModelSettings); other settings are
+    those of the start.
 
-    `local_files_only` always stays; sink profile and adapter where it is the start's model, and
-    there the revision too, unless one is given (an empty one is the newest).
+    `local_files_only` always stays. Sink profile and adapter stay if it is the start's model, and
+    so does the revision, unless one is given (an empty one is the newest).
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -162,10 +163,10 @@ def _revision(settings: Settings, given: str | None, name: str) -> str | None:
 
 
 def loading(loaded: LoadedModel, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
-    def load_model(**said: Any) -> Iterator[tuple[Any, ...]]:
+    def load_model(**setting_values: Any) -> Iterator[tuple[Any, ...]]:
         """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
         try:
-            wanted = model_wanted(settings, offered, said)
+            wanted = model_wanted(settings, offered, setting_values)
             if not loaded.load(wanted):
                 raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:
@@ -212,7 +213,7 @@ def choosing_dims(loaded: LoadedModel) -> Callable[..., Any]:
             return gr.skip(), str(error), gr.skip(), gr.update(visible=True)
         words = f"Sink dimensions {', '.join(map(str, given_dims or ()))}, only in this browser"
         words += f": found on {dims_of}. " if dims_of else ". "
-        # An `info` of None would be left out, and the old words stay.
+        # Gradio would leave out an `info` of None, and the old text would stay.
         ready = gr.update(interactive=loaded.handle is not None, info="")
         words += "Empty the box to go back to those of the model's profile."
         return ready, words, gr.skip(), gr.update(visible=True)
@@ -230,17 +231,17 @@ def telling_limits(loaded: LoadedModel) -> Callable[..., Any]:
 
 
 def _api_error(words: str, title: str) -> gr.Error:
-    """For callers of the API; on the page the line beside Load has said it."""
+    """For callers of the API; on the page the line next to Load shows it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)
 
 
 def tau_end(hidden_size: int) -> int:
-    """Where the slider of tau ends: no sink score is above sqrt(hidden size) (docs/method.md)."""
+    """The upper end of tau's slider: no sink score is above sqrt(hidden size) (docs/method.md)."""
     return math.ceil(math.sqrt(hidden_size))
 
 
 def _var_controls(state: LoadState) -> tuple[Any, Any, Any]:
-    """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
+    """Updates of Compare with VAR, the sentence in its settings, and tau, for the loaded model."""
     handle = state.working
     if handle is None:
         return gr.update(interactive=False), "No model is loaded yet.", gr.skip()

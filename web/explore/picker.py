@@ -1,4 +1,4 @@
-"""The model picker: which model, where and in which numbers; its button loads it."""
+"""The model picker: model, device and dtype, and the button that loads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS = (
     ("Qwen2.5-VL 3B", "Qwen/Qwen2.5-VL-3B-Instruct"),
     ("Qwen2.5-VL 7B", "Qwen/Qwen2.5-VL-7B-Instruct"),
 )
-# Of the published checkpoints, for the forecast of one that is not on this machine yet.
+# Parameters of the published checkpoints, to forecast one that is not on this machine yet.
 PARAMETERS = {
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
@@ -26,13 +26,13 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Picker:
-    """What one press of Load reads.
+    """The controls that a click on Load reads.
 
     Attributes:
         controls: by the names of ModelSettings, which `load_model` takes
         (`web.explore.model_events`).
-        estimate: what the load will take, and how far it is.
-        opened: the fold around all of them.
+        estimate: the expected time and memory of the load, then its progress.
+        opened: the accordion around all of them.
     """
 
     controls: dict[str, Component]
@@ -42,7 +42,7 @@ class Picker:
 
 
 def build_picker(start: ModelSettings) -> Picker:
-    """Lay the picker out in the column that is open."""
+    """Build the picker in the open column."""
     with gr.Accordion("Model", open=False, elem_id="model") as opened:
         name = gr.Dropdown(
             list(MODELS),

@@ -1,4 +1,4 @@
-"""A sink profile (`sink_profile.toml`) from the reader's own disk, only for this browser's VAR."""
+"""A sink profile (`sink_profile.toml`) uploaded by a user, for VAR in this browser only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def uploaded_profile(given: FileData) -> SinkProfile:
     """The profile in an uploaded file.
 
     Raises:
-        ValueError: it is no upload, or no profile; the text names the file as its owner does.
+        ValueError: it is not an upload, or not a profile; the text has the file's original name.
     """
     path, name = upload_path(given.path), (given.orig_name or "profile.toml")[:80]
     if not path.is_file():
@@ -52,7 +52,7 @@ def taking_profile(loaded: LoadedModel) -> Callable[..., Any]:
 
 
 def _check_model(profile: SinkProfile, loaded: LoadedModel) -> str:
-    """The model that the dimensions are of: the loaded one, where they fit it."""
+    """Check that the dimensions fit the loaded model."""
     handle = loaded.handle
     if handle is None:
         return profile.model

@@ -1,8 +1,8 @@
 """The inspector's quick questions, answered without Gradio's way to a component's function.
 
-That way goes through several threads and makes a session for whoever asks; beside a model each
-change of threads may wait for the interpreter. Here it is one thread, or none where the answer lies
-ready.
+Gradio's way passes through several threads and makes a session for each caller; while a model
+computes, each change of threads may wait for the interpreter. Here it is one thread, or none if
+the answer is cached.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from sinkscope.web.runs.job_values import UNFORESEEN
 log = logging.getLogger(__name__)
 
 PATHS = (f"{API_PREFIX}/component_server/", f"{API_PREFIX}/component_server")
-AT_ONCE = 4  # threads, beside those of Gradio, in which events wait for the model
-# What is asked while somebody looks around. The others of the inspector's functions make files.
+AT_ONCE = 4  # threads, in addition to those of Gradio, in which events wait for the model
+# The questions of exploring a run. The inspector's other functions make files.
 QUICK = ("open_run", "token_maps", "tokens_since")
 
 
 class QuickQuestions:
-    """Answers `QUICK` where the body is JSON (`web.server.bodies` has seen it); the rest goes on.
+    """Answers the questions of `QUICK` if the body is JSON (checked by `web.server.bodies`); passes
+    on all others.
 
-    Only where nobody logs in: Gradio looks at that on its own way.
+    Only without logins, which Gradio checks in its own way.
     """
 
     def __init__(self, app: ASGIApp, handlers: Handlers) -> None:
         self.app, self._handlers = app, handlers
-        self._limiter: anyio.CapacityLimiter | None = None  # belongs to the loop that serves
+        self._limiter: anyio.CapacityLimiter | None = None  # belongs to the server's event loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         quick = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS
@@ -52,7 +53,7 @@ class QuickQuestions:
         await JSONResponse(await self._answer(*asked))(scope, receive, send)
 
     def _read_question(self, body: bytes) -> tuple[str, Any] | None:
-        """Function and question, where the body is one for us."""
+        """Function and question, if the body is one of ours."""
         try:
             message = json.loads(body)
         except (ValueError, RecursionError):
@@ -79,7 +80,7 @@ class QuickQuestions:
 
 
 def _again(message: Message, receive: Receive) -> Receive:
-    """The messages of a request, the first of which has been read."""
+    """The messages of a request whose first message has been read already."""
     first = [message]
 
     async def read() -> Message:

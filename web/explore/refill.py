@@ -1,4 +1,4 @@
-"""The events of asking again: an opened run fills the form, and what is changed after is said."""
+"""An opened run fills the form, and a line then says what was changed since."""
 
 from __future__ import annotations
 
@@ -30,15 +30,26 @@ def cached_image(run: Run, image: gr.Image, keep: bool = False, index: int = 0) 
     return path
 
 
-def fill_at_start(form: Form, run: Run, handle: ModelHandle | None) -> None:
+def fill_at_start(form: Form, run: Run, handle: ModelHandle | None, coming: str) -> None:
     """The form of a page that opens with this run on screen.
 
-    It is part of the page: an event would come after it and take back what somebody did by then.
+    It is part of the page: an event would come later and undo what a user did by then.
+
+    Args:
+        form: gets its values.
+        run: the run.
+        handle: the loaded model; None if it is loaded after the page was built.
+        coming: the model that is loaded then. If it is the run's, tau is that of the run: with
+            another one, the page would say at first that tau was changed.
     """
-    for name, value in control_values(form_values_of(run), handle, run.first.model.id).items():
+    said = form_values_of(run)
+    values = control_values(said, handle, run.first.model.id)
+    if handle is None and coming == run.first.model.id and "tau" in said:
+        values["tau"] = said["tau"]
+    for name, value in values.items():
         form.controls[name].value = value
     shown = form.image.postprocess(cached_image(run, form.image, keep=True))
-    # As a component does with the value that it is made with: the address comes with the file.
+    # As a component does with its initial value: the file comes with its address.
     form.image.value = move_files_to_cache(
         shown.model_dump() if shown is not None else None,
         form.image,
@@ -55,12 +66,14 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         ask = event._data if isinstance(event._data, Mapping) else {}
         run, handle = handlers.store.get(ask.get("run")), handlers.loaded.handle
         sent = ask.get("said")
-        said = (
+        sent_values = (
             form_values_of(run) if run is not None else sent if isinstance(sent, Mapping) else None
         )
-        if said is None:
+        if sent_values is None:
             return *(gr.skip() for _ in names), gr.skip(), gr.skip(), gr.skip()
-        values = control_values(said, handle, run.first.model.id if run is not None else None)
+        values = control_values(
+            sent_values, handle, run.first.model.id if run is not None else None
+        )
         fill = bool(ask.get("fill"))
         if run is not None:
             for index, name in enumerate(("image", *MORE)):
@@ -70,19 +83,19 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         if shown.get("dims"):
             shown = {**shown, "dims_of": run.first.model.id if run is not None else ""}
         updates = (shown.get(name, gr.skip()) for name in names)
-        asked = values if run is not None else {}
-        words = "" if fill else changed_words(asked, now)
+        values_of_run = values if run is not None else {}
+        words = "" if fill else changed_words(values_of_run, now)
         several = fill and any(values.get(name) for name in MORE)
         unfolded = gr.update(open=True) if several else gr.skip()
-        return *updates, asked, notice(words, "changed"), unfolded
+        return *updates, values_of_run, notice(words, "changed"), unfolded
 
     return refill
 
 
 def noticing() -> Callable[..., Any]:
-    """For every control's change: the line of what was changed since the run on screen."""
+    """For every control's change: the line that says what was changed since the run on screen."""
 
-    def changed(asked: Mapping[str, Any], **now: Any) -> Notice:
-        return notice(changed_words(asked, now), "changed")
+    def changed(values_of_run: Mapping[str, Any], **now: Any) -> Notice:
+        return notice(changed_words(values_of_run, now), "changed")
 
     return changed

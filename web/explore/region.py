@@ -64,7 +64,7 @@ class _RegionResults:
     errors: dict[str, str] = field(default_factory=dict)
 
     def value(self) -> dict[str, Any]:
-        """By the name of the side: the result, or why there is none."""
+        """By side: the result, or the reason why there is none."""
         return {
             **{name: effect.to_json() for name, effect in list(self.effects.items())},
             **{name: {"error": text} for name, text in list(self.errors.items())},
@@ -83,7 +83,7 @@ class LastTested:
     def of(
         self, handle: ModelHandle, run: Run, name: str, shared: bool
     ) -> tuple[PromptAndAnswer, Prefix | None]:
-        """Prompt and answer of one side of a run, and their prefix where it is wanted.
+        """Prompt and answer of one side of a run, and their prefix if it is needed.
 
         Raises:
             ValueError: as `prompt_and_answer`.
@@ -94,13 +94,13 @@ class LastTested:
                 self._forget()  # before the new one takes memory
                 self._handle, self._run = weakref.ref(handle), run.id
             kept = self._kept.get(name)
-        asked, prefix = kept or (prompt_and_answer(handle, run.traces[name]), None)
+        answered_prompt, prefix = kept or (prompt_and_answer(handle, run.traces[name]), None)
         if shared and prefix is None:
-            prefix = prefix_of(handle, asked)
+            prefix = prefix_of(handle, answered_prompt)
         with self._lock:
             if self._run == run.id:  # nothing else came in the meantime
-                self._kept[name] = (asked, prefix)
-        return asked, prefix
+                self._kept[name] = (answered_prompt, prefix)
+        return answered_prompt, prefix
 
     def drop(self) -> None:
         """Forget it and free its keys and values."""
@@ -158,17 +158,17 @@ def _work(
     handlers: Handlers,
     last: LastTested,
     run: Run,
-    asked: RegionRequest,
+    region_request: RegionRequest,
     results: _RegionResults,
     job: Job,
 ) -> None:
     """Test each side's box in the job's thread."""
     handle = loaded_handle(handlers.loaded)
-    for name, box in asked.boxes.items():
+    for name, box in region_request.boxes.items():
         try:
-            trace, prefix = last.of(handle, run, name, asked.settings.how == "cut")
+            trace, prefix = last.of(handle, run, name, region_request.settings.how == "cut")
             for effect in region_steps(
-                handle, trace, box, asked.settings, prefix=prefix, **job.hooks
+                handle, trace, box, region_request.settings, prefix=prefix, **job.hooks
             ):
                 results.effects[name] = effect
         except ValueError as error:  # of two runs side by side one may be another model's
@@ -176,7 +176,7 @@ def _work(
         except RunOutOfMemoryError:
             last.drop()
             raise
-    if len(results.errors) == len(asked.boxes):
+    if len(results.errors) == len(region_request.boxes):
         raise ValueError(next(iter(results.errors.values())))
 
 

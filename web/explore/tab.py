@@ -35,7 +35,7 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.store import Run
 
-# Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
+# Of a forecast: outside the queue, one at a time; of a burst of changes only the last counts.
 QUIET: dict[str, Any] = {
     "api_visibility": "private",
     "queue": False,
@@ -53,13 +53,13 @@ def build_explore(
     offered: list[Example],
     last: LastTested,
 ) -> Form:
-    """Lay the tab out where the page is open, and connect it; the form it has.
+    """Build the tab in the open page and connect it; returns its form.
 
     Args:
-        page: whose opening asks for the model's state.
+        page: its load event requests the model's state.
         status: the line about the model, above all tabs.
-        handlers: what the controls call; learns which component shows runs.
-        forecaster: what says before a run what it will take.
+        handlers: the functions that the controls call; gets the component that shows runs.
+        forecaster: gives the line before a run.
         first: the run on screen at first.
         offered: example pictures.
         last: the question of the last region test, which the API's shares.
@@ -80,12 +80,12 @@ def build_explore(
     form.examples.select(
         None,
         form.examples,
-        [form.image, form.prompt, *form.more],
+        [form.image, form.prompt, *form.more_images],
         js="chosen => [chosen.image, chosen.prompt, null, null, null]",
         api_visibility="private",
     )
     ahead = _connect_forecast(form, forecaster)
-    run.then(**ahead)  # which knows more after a run
+    run.then(**ahead)  # a run improves the forecast
     offers = [model for _, model in MODELS]
     outputs = [status, form.compare, form.note, form.tau, picker.estimate]
     free: dict[str, Any] = {
@@ -102,7 +102,7 @@ def build_explore(
         **free,
     )
     on_load = page.load(following(loaded), None, outputs, api_visibility="private", **free)
-    decoding = (choosing_decoding(loaded), form.decoding, [form.says, *form.replaced])
+    decoding = (choosing_decoding(loaded), form.decoding, [form.checkpoint_words, *form.replaced])
     change_of(form.decoding)(*decoding, **QUIET)
     for event in (load, on_load):
         event.then(telling_limits(loaded), None, form.limits, **QUIET)
@@ -110,8 +110,10 @@ def build_explore(
         event.then(*decoding, **QUIET)
     _connect_dims(form, loaded, load)
     _connect_refill(form, inspector, handlers)
-    if first is not None and first.kind == "example" and offered:  # the example is asked for
-        fill_at_start(form, first, loaded.handle)
+    if (
+        first is not None and first.kind == "example" and offered
+    ):  # the form has the example's values
+        fill_at_start(form, first, loaded.handle, settings.model.model)
     gr.on(
         [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
         load_forecasting(loaded, settings, offers, PARAMETERS),
@@ -124,17 +126,17 @@ def build_explore(
 
 
 def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
-    """An opened run fills the form, and what is changed after that is said."""
+    """An opened run fills the form, and a line says what was changed since."""
     inspector.apply(
         refilling(handlers, form),
         None,
-        [*form.controls.values(), form.asked, form.changed, form.further],
+        [*form.controls.values(), form.last_request, form.changed, form.more_images_section],
         inputs_kwargs={**form.controls},
-        # A deferred event would come with the data of the one before.
+        # A deferred event would have the data of the previous one.
         **QUIET | {"trigger_mode": "multiple"},
     )
     seen = [change_of(one) for one in form.controls.values() if hasattr(one, "change")]
-    named = {"asked": form.asked, **form.controls}
+    named = {"values_of_run": form.last_request, **form.controls}
     gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
 
 
@@ -143,23 +145,23 @@ def _connect_dims(form: Form, loaded: LoadedModel, load: Any) -> None:
     change_of(form.dims)(
         choosing_dims(loaded),
         [form.dims, form.dims_of],
-        [form.compare, form.note, form.tau, form.own],
+        [form.compare, form.note, form.tau, form.reset_dims],
         **QUIET,
     )
     form.profile.upload(
         taking_profile(loaded), form.profile, [form.dims, form.dims_of, form.tau], **QUIET
     )
-    form.own.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
+    form.reset_dims.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
     # Dimensions of one model mean nothing in another.
     load.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
 
 
 def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
-    """Keep the line under Generate true; the call that does so."""
+    """Keep the line under Generate current; returns the call that updates it."""
     names = ("image", *MORE, "prompt", "compare", "same_text", "max_new_tokens")
     read = {name: form.controls[name] for name in names}
     call = {"fn": forecasting(forecaster), "outputs": form.estimate, "inputs_kwargs": read, **QUIET}
-    # A prompt is looked at when its box is left, not at each letter.
+    # A prompt is read when its box loses the focus, not at each letter.
     changes = (change_of(read[name]) for name in names if name != "prompt")
     gr.on([form.prompt.blur, *changes], **call)
     return call
@@ -194,10 +196,10 @@ def _connect_runs(
     form: Form, inspector: gr.HTML, status: gr.HTML, handlers: Handlers, settings: Settings
 ) -> Any:
     run = gr.on(
-        [form.go.click, form.prompt.submit],
+        [form.generate.click, form.prompt.submit],
         generating(handlers),
         None,
-        [inspector, form.go, form.stop],
+        [inspector, form.generate, form.stop],
         inputs_kwargs={**form.controls},
         api_name="answer",  # not "generate", which is the endpoint in `web.api.routes`
         api_visibility="private",
@@ -234,7 +236,7 @@ def _connect_region(
     inspector: gr.HTML, handlers: Handlers, settings: Settings, last: LastTested
 ) -> None:
     """The question whether a box on the image matters, and its Stop."""
-    handlers.loaded.on_change(last.drop)  # a model that comes needs the memory
+    handlers.loaded.on_change(last.drop)  # the next model needs the memory
     inspector.submit(
         testing_region(handlers, last),
         None,

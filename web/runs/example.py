@@ -10,6 +10,7 @@ from pathlib import Path
 from sinkscope import attention_extractor
 from sinkscope.attention_processor import patch_map
 from sinkscope.config import AppSettings, GenerationSettings, VARSettings
+from sinkscope.drawing.scale import percent
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import PROJECT
@@ -111,8 +112,8 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
                 share_with,
                 index,
                 f"Look at \u201c{one.text.strip()}\u201d: without VAR, the strongest patch of the "
-                f"mean map is a sink, with {share:.1%} of the image\u2019s attention. "
-                f"With VAR it is row {row}, column {column}, with {share_with:.1%}.",
+                f"mean map is a sink, with {percent(share)} of the image\u2019s attention. "
+                f"With VAR it is row {row}, column {column}, with {percent(share_with)}.",
             )
     return best and best[1:]
 

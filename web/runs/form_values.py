@@ -109,12 +109,14 @@ def _fits(one: Setting, value: Any) -> bool:
     return one.kind != "choice" or value in one.choices
 
 
-def changed_words(asked: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_words(values_of_run: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which controls have changed, in a sentence; "" if none."""
-    if not asked or not any(now.get(name) for name in ("image", *MORE)):
+    if not values_of_run or not any(now.get(name) for name in ("image", *MORE)):
         return ""
-    names = [name for name in now if name in asked and not _same(asked[name], now[name])]
-    if not (now.get("compare") and asked.get("compare")):  # VAR's settings have no effect
+    names = [
+        name for name in now if name in values_of_run and not _same(values_of_run[name], now[name])
+    ]
+    if not (now.get("compare") and values_of_run.get("compare")):  # VAR's settings have no effect
         names = [name for name in names if name not in OF_VAR]
     if not names:
         return ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sinkscope.attention_extractor import Comparison
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 from sinkscope.web.runs.standalone import EAGER_BYTES, build_standalone, holds_heads
 from sinkscope.web.runs.store import Run
 
@@ -56,7 +56,7 @@ class Inline:
     def save(self, path: Path | str) -> None:
         """Write the stand-alone file, with all heads if they fit."""
         page = build_standalone(self.run, token=self.token)
-        write_atomically(Path(path), lambda file: file.write(page))
+        write_bytes_atomically(Path(path), page)
 
     def _repr_html_(self) -> str:
         page = self.page().decode()
@@ -107,11 +107,11 @@ def inspector(
         else Run({"baseline": shown})
     )
     if isinstance(token, str):
-        token = _place(run.first, token)
+        token = _token_index(run.first, token)
     return Inline(run, token, height, most_megabytes)
 
 
-def _place(trace: GenerationTrace, word: str) -> int:
+def _token_index(trace: GenerationTrace, word: str) -> int:
     """The first token of a word where it first occurs in the answer."""
     text = "".join(token.text for token in trace.tokens)
     at = text.lower().find(word.strip().lower()) if word.strip() else -1

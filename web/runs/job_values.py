@@ -48,7 +48,7 @@ def inspector_event(
 
     def answer(
         event: gr.EventData,
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request = None,  # type: ignore[assignment]  # filled in by Gradio
     ) -> Iterator[dict[str, Any]]:
         ask = event._data if isinstance(event._data, Mapping) else {}
         yield from values(ask, session_hash_of(request))

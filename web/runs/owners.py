@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from sinkscope.utils import write_atomically
+from sinkscope.utils import write_bytes_atomically
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.current_request import USER, scope_now
 
@@ -37,7 +37,7 @@ class OwnedRuns(RunStore):
 
     def __init__(self, folder: Path, memory_bytes: int, disk_bytes: int | None = None) -> None:
         super().__init__(folder, memory_bytes, disk_bytes)
-        self._place = folder
+        self._folder = folder
         # Runs that a user has begun.
         self._owners: LRUCache[str, str] = LRUCache(MOST_REMEMBERED)
         self._owned = threading.Lock()
@@ -58,10 +58,10 @@ class OwnedRuns(RunStore):
         note = super().put(run, keep_on_disk)
         with self._owned:
             owner = self._owners.get(run.id)
-        if owner is None or not keep_on_disk or not (self._place / run.id).is_dir():
+        if owner is None or not keep_on_disk or not (self._folder / run.id).is_dir():
             return note
         try:
-            write_atomically(self._place / run.id / OWNER, lambda file: file.write(owner.encode()))
+            write_bytes_atomically(self._folder / run.id / OWNER, owner.encode())
         except OSError as error:  # then nobody can open the run after a restart
             log.warning("the owner of a run could not be written: %s", error.strerror)
         return note
@@ -84,6 +84,6 @@ class OwnedRuns(RunStore):
         if known is not None:
             return known
         try:
-            return (self._place / run_id / OWNER).read_text(encoding="utf-8")
+            return (self._folder / run_id / OWNER).read_text(encoding="utf-8")
         except (OSError, ValueError):  # there is no such file, or it is damaged
             return None

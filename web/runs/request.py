@@ -1,4 +1,4 @@
-"""One press of Generate: the values of the page's controls, checked and turned into settings."""
+"""A click on Generate: the values of the page's controls, checked and turned into settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = tuple(one.name for one in (*VAR, *ANSWER))
 
 @dataclass(frozen=True)
 class Request:
-    """One press of Generate, with the values of the page's controls.
+    """What a click on Generate requests: the values of the page's controls.
 
     Attributes:
         image: path of an upload.

@@ -65,7 +65,7 @@ def build_standalone(
         token: the token that is chosen when the file is opened; None: the inspector chooses.
         place: the view and note that it opens with, in the form of the page's address; any text is
             allowed, because the inspector reads it like a link. `token` takes precedence.
-        facts: more lines for "What made this", each a name and a text.
+        facts: more lines for "How this was made", each a name and a text.
         most_heads: if there are more values than this, the file contains only the mean over heads;
             None: `HEADS_BYTES`.
 

@@ -56,7 +56,7 @@ def control_of(trace: GenerationTrace) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One press of Generate.
+    """The result of one click on Generate.
 
     Attributes:
         traces: `baseline`, or `baseline` and `var`, in this order; for a pair of runs `a` and `b`.

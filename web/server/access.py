@@ -158,7 +158,7 @@ def _redirect(then: str) -> Response:
 
 def _form(words: str) -> HTMLResponse:
     alert = f'<p role="alert">{escape(words)}</p>' if words else ""
-    return HTMLResponse(_FORM.format(said=alert), 401, {"cache-control": "no-store"})
+    return HTMLResponse(_FORM.format(message=alert), 401, {"cache-control": "no-store"})
 
 
 _FORM = """<!doctype html>
@@ -180,7 +180,7 @@ button {{ padding: .5rem 1.2rem; }}
 <h1>SinkScope</h1>
 <p>This page asks for the access token of this start. It is in the link that SinkScope printed when
 it was started, after <code>token=</code>.</p>
-{said}
+{message}
 <form method="post" action="/access" onsubmit="this.action += location.hash">
 <label for="token">Access token</label>
 <input id="token" name="token" type="password" autocomplete="off" required autofocus>

@@ -74,17 +74,17 @@ class SpokenErrors:
         except Exception as error:
             if started and not bare:
                 raise
-            status, said = answer_to(error)
+            status, message = answer_to(error)
             level = logging.ERROR if status == 500 else logging.INFO
             log.log(level, "%s %s failed", scope["method"], scope["path"], exc_info=True)
-            await _answer(status, said)(scope, receive, send)
+            await _answer(status, message)(scope, receive, send)
         else:
             if bare:
-                said = _words(bytes(body))
-                if said in ("", FAULT):
+                message = _words(bytes(body))
+                if message in ("", FAULT):
                     log.error("%s %s was answered with an error", scope["method"], scope["path"])
-                    said = ""
-                await _answer(422 if said else 500, said or FAULT)(scope, receive, send)
+                    message = ""
+                await _answer(422 if message else 500, message or FAULT)(scope, receive, send)
 
 
 def _words(body: bytes) -> str:

@@ -44,14 +44,14 @@ class Events:
         self.app, self._blocks = app, blocks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = None
+        call = None
         if scope["type"] == "http" and scope["method"] == "GET":
-            asked = CALL.search(scope["path"])
-        if asked is None:
+            call = CALL.search(scope["path"])
+        if call is None:
             await self.app(scope, receive, send)
             return
         queue = self._blocks._queue
-        session = session_of(self._blocks, asked[1])
+        session = session_of(self._blocks, call[1])
         if session not in queue.pending_messages_per_session:
             answer = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
             await JSONResponse(answer, 404)(scope, receive, send)
@@ -59,9 +59,9 @@ class Events:
         try:
             await self.app(scope, receive, send)
         finally:
-            event = queue.event_ids_to_events.get(asked[1])
+            event = queue.event_ids_to_events.get(call[1])
             if event is not None:  # the event is not over, so its reader has disconnected
                 setattr(event, _LEFT, True)
             # Gradio ends a stream when its session has no pending event, but it leaves an event
             # pending whose stream was closed. Then the session's next stream would never end.
-            queue.pending_event_ids_session.get(session, set()).discard(asked[1])
+            queue.pending_event_ids_session.get(session, set()).discard(call[1])

@@ -43,10 +43,12 @@ class LightSession(SessionState):
     """
 
     def __init__(self, blocks: gr.Blocks) -> None:
-        super().__init__(_Undescribed(blocks))  # type: ignore[arg-type]
+        super().__init__(_Undescribed(blocks))  # type: ignore[arg-type]  # stands in for the Blocks
         self._page = blocks
         shared, session_config = blocks.default_config, self.blocks_config
+        # A mapping that shares the page's.
         session_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
+        # A mapping that shares the page's.
         session_config.fns = ChainMap({}, shared.fns)  # type: ignore[assignment]
 
     def __setitem__(self, key: int, value: Any) -> None:
@@ -82,7 +84,7 @@ def use_light_sessions(blocks: gr.Blocks) -> None:
     builds a table of the last 10,000 events for a monitor that is switched off here. Both take
     interpreter time from computing jobs, and the table takes more with each event.
     """
-    sessions = LightSessions()  # type: ignore[no-untyped-call]
+    sessions = LightSessions()  # type: ignore[no-untyped-call]  # Gradio leaves it untyped
     sessions.set_blocks(blocks)
     blocks.app.state_holder = sessions
     queue = blocks._queue

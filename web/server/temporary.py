@@ -22,7 +22,7 @@ from gradio.utils import get_upload_folder
 try:
     import fcntl
 except ImportError:  # Windows: cannot tell whether a folder is in use, so none is removed
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # tested before use
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ NO_UPLOAD = (
 )
 MARK = {"_type": "gradio.FileData"}
 LONGEST_PATH = 4096
-MOST_FILES = 300  # pictures that one press of Run may name
+MOST_FILES = 300  # pictures that one run may have
 
 
 class UploadError(ImageError):

@@ -1,4 +1,4 @@
-"""One press of Run in the Sinks tab: its values, and the samples that they select.
+"""A click on Run in the Sinks tab: its values, and the samples that they select.
 
 Finding and validating need separate samples. Both come from one random draw, which does not depend
 on the order of the files.
@@ -153,7 +153,7 @@ def draw_samples(
             on_progress,
             stop,
         )
-        return _parted(read, wanted, held_out, int(request.seed))
+        return _split(read, wanted, held_out, int(request.seed))
     else:
         usable, skipped = _opened(request, total, opened, on_progress, stop)
         source = "The upload"
@@ -170,8 +170,8 @@ def draw_samples(
     )
 
 
-def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSplit:
-    """Split the samples so that no picture is in both sets, whatever is asked about it."""
+def _split(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSplit:
+    """Split the samples so that no picture is in both sets, even with different questions."""
     first = wanted
     if len(read.samples) < wanted + held_out:
         first = max(1, min(wanted, round(len(read.samples) * wanted / (wanted + held_out))))
@@ -215,7 +215,7 @@ def _opened(
     usable: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
-    order = sorted(_named(request.pictures), key=lambda item: _place(item[0], request.seed))
+    order = sorted(_named(request.pictures), key=lambda item: _draw_key(item[0], request.seed))
     for done, (name, path) in enumerate(order):
         if stop is not None and stop.is_set():
             raise Stopped(done, len(order))
@@ -249,5 +249,5 @@ def _named(pictures: Iterable[Picture]) -> Iterator[tuple[str, Path]]:
         yield name, picture.path
 
 
-def _place(name: str, seed: float) -> str:
+def _draw_key(name: str, seed: float) -> str:
     return hashlib.sha256(f"{int(seed)}\0{name}".encode(errors="replace")).hexdigest()

@@ -29,6 +29,7 @@ from sinkscope.sinks.finding.find import find
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.profile_file import write_profile
 from sinkscope.sinks.samples import Sample, SampleSet
+from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
@@ -58,7 +59,7 @@ GONE = "This result is no longer on the server. Press Run to make it again."
 
 
 @dataclass(frozen=True)
-class SinksEngine:
+class SinksFunctions:
     """The functions that find and validate; tests pass their own."""
 
     find: Callable[..., Findings] = find
@@ -80,12 +81,12 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         settings: Settings,
         loaded: LoadedModel,
         runner: Runner,
-        engine: SinksEngine | None = None,
+        engine: SinksFunctions | None = None,
         images: ImageProcess | None = None,
         copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
-        self.engine = engine or SinksEngine()
+        self.engine = engine or SinksFunctions()
         # Not `sinks`, where the command line keeps its measurements: old folders here are deleted.
         self.store = SinksStore(
             settings.app.cache / "page_sinks",
@@ -152,7 +153,12 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         return result.value
 
     def _validated(
-        self, job: Job, handle: ModelHandle, drawn: SampleSplit, findings: Findings, settings: Any
+        self,
+        job: Job,
+        handle: ModelHandle,
+        drawn: SampleSplit,
+        findings: Findings,
+        settings: ValidateSettings,
     ) -> tuple[Validation | None, str, str]:
         """The validation, or why there is none; and how far it came if it was stopped."""
         if not findings.dims:

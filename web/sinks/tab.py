@@ -2,7 +2,7 @@
 
 Hooks for tests and screenshots: `[data-testid=finder]` has `data-phase` (empty, queued, running,
 ready, stopped, error) and, once a result is drawn, `data-ready` with its id; inside it are
-`sinks-verdict`, `sinks-notes`, `sinks-use`, `sinks-save`, `sinks-own`, `sinks-told`,
+`sinks-verdict`, `sinks-notes`, `sinks-use`, `sinks-save`, `sinks-own`, `sinks-message`,
 `sinks-sample`, `sinks-layer`, `sinks-tau`, `sinks-tau-value`, `sinks-flagged`, `sinks-photo`,
 `sinks-heat`, `sinks-candidates`, `sinks-dims`, `sinks-validation`; the form has
 `#sinks-run`, `#sinks-stop`,
@@ -34,10 +34,10 @@ from sinkscope.web.sinks.run import SinksHandlers
 
 @dataclass(frozen=True)
 class _SinksForm:
-    """The values that one press of Run reads; `controls` by argument names of `find_sinks`."""
+    """The controls that a click on Run reads; `controls` by argument names of `find_sinks`."""
 
     controls: dict[str, Component]
-    go: gr.Button
+    run: gr.Button
     stop: gr.Button
 
 
@@ -58,10 +58,10 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
                 [handlers.open_sinks, handlers.profile_file, handlers.forget_sinks],
             )
     handlers.component = shown
-    form.go.click(
+    form.run.click(
         finding(handlers),
         None,
-        [shown, form.go, form.stop],
+        [shown, form.run, form.stop],
         inputs_kwargs={**form.controls},
         api_visibility="private",  # scripts use the command line or `sinks`
         show_progress="hidden",
@@ -122,7 +122,7 @@ def _build_form() -> _SinksForm:
         elem_id="sinks-prompt",
     )
     with gr.Row(elem_id="sinks-actions"):
-        go = gr.Button("Run", variant="primary", elem_id="sinks-run", min_width=80)
+        run = gr.Button("Run", variant="primary", elem_id="sinks-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="sinks-stop", min_width=60)
     with gr.Accordion("Settings", open=False, elem_id="sinks-settings"):
         settings: dict[str, Component] = {
@@ -130,12 +130,17 @@ def _build_form() -> _SinksForm:
             for one in user_settings(SinksRequest)
         }
     controls = {"source": source, "files": files, "prompt": prompt, **settings}
-    return _SinksForm(controls, go, stop)
+    return _SinksForm(controls, run, stop)
 
 
 def finding(handlers: SinksHandlers) -> Callable[..., Any]:
     def find_sinks(
-        request: gr.Request, *, source: str, files: Sequence[FileData], prompt: str, **said: Any
+        request: gr.Request,
+        *,
+        source: str,
+        files: Sequence[FileData],
+        prompt: str,
+        **setting_values: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Find the dimensions that mark the model's sinks, and validate them on other images.
 
@@ -143,8 +148,8 @@ def finding(handlers: SinksHandlers) -> Callable[..., Any]:
         stopped (with what was measured so far) or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        asked = SinksRequest(source, tuple(pictures), prompt, **said)
-        yield from with_buttons(handlers.run(asked, request.session_hash or ""))
+        tab_request = SinksRequest(source, tuple(pictures), prompt, **setting_values)
+        yield from with_buttons(handlers.run(tab_request, request.session_hash or ""))
 
     return find_sinks
 
@@ -160,11 +165,11 @@ def stopping(handlers: SinksHandlers) -> Callable[..., Any]:
 def using(handlers: SinksHandlers) -> Callable[..., Any]:
     def use(event: gr.EventData) -> tuple[Any, Any, Any]:
         """Dimensions, their model and tau for this browser's VAR; without a run, the model's."""
-        asked = event._data if isinstance(event._data, dict) else {}
-        if asked.get("run") is None:
+        chosen = event._data if isinstance(event._data, dict) else {}
+        if chosen.get("run") is None:
             return "", "", gr.skip()
         try:
-            profile = handlers.profile(asked)
+            profile = handlers.profile(chosen)
         except ValueError as error:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from error
         end = max(tau_end(profile.hidden_size), math.ceil(profile.tau))

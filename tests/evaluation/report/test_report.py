@@ -32,11 +32,11 @@ MORE = [1.0] * 50 + [1.0] * 12 + [0.0] * 2 + [0.0] * 36
 EVIL = "<script>alert(1)</script> | **x** [y](javascript:z)"
 
 
-def made(folder: Path, **scores: list[float | None]) -> Report:
+def report_of(folder: Path, **scores: list[float | None]) -> Report:
     return make_report([write_run(folder, scored(scores))], QUICK, FEW)  # type: ignore[arg-type]
 
 
-def said(report: Report) -> str:
+def text_of(report: Report) -> str:
     """The terminal's text without line breaks."""
     out = io.StringIO()
     show(report.sections, Console(file=out, width=400))
@@ -49,9 +49,9 @@ def rows(report: Report, name: str) -> list[dict[str, str]]:
 
 def test_a_gain_a_loss_and_nothing_are_said_in_the_same_words(tmp_path: Path) -> None:
     p = f"p = {mcnemar(12, 2):.3f}"
-    gain = made(tmp_path / "gain", default=BASE, var=MORE)
-    loss = made(tmp_path / "loss", default=MORE, var=BASE)
-    none = made(tmp_path / "none", default=BASE, var=BASE)
+    gain = report_of(tmp_path / "gain", default=BASE, var=MORE)
+    loss = report_of(tmp_path / "loss", default=MORE, var=BASE)
+    none = report_of(tmp_path / "none", default=BASE, var=BASE)
     for report, words in (
         (
             gain,
@@ -63,17 +63,17 @@ def test_a_gain_a_loss_and_nothing_are_said_in_the_same_words(tmp_path: Path) ->
         ),
         (none, "No difference shown between var and default: accuracy 52.0 % against 52.0 % (+0.0"),
     ):
-        for text in (said(report), report.files["report.html"], report.files["report.md"]):
+        for text in (text_of(report), report.files["report.html"], report.files["report.md"]):
             assert words in " ".join(text.replace("\\", "").split())
-    assert p in said(gain) and p in said(loss)
-    assert "12 questions became better, 2 worse" in said(gain)
-    assert "with a probability of about 80 %" in said(none)
+    assert p in text_of(gain) and p in text_of(loss)
+    assert "12 questions became better, 2 worse" in text_of(gain)
+    assert "with a probability of about 80 %" in text_of(none)
     assert "no difference shown" in none.files["report.html"]
     assert rows(loss, "differences.csv")[0]["verdict"] == "worse"
 
 
 def test_numbers_in_csv_are_whole(tmp_path: Path) -> None:
-    report = made(tmp_path / "run", default=BASE, var=MORE)
+    report = report_of(tmp_path / "run", default=BASE, var=MORE)
     first = rows(report, "differences.csv")[0]
     assert float(first["difference"]) == pytest.approx(0.1)
     assert float(first["p"]) == mcnemar(12, 2)
@@ -96,16 +96,16 @@ def test_numbers_in_csv_are_whole(tmp_path: Path) -> None:
 
 def test_questions_without_an_answer_are_listed_and_counted(tmp_path: Path) -> None:
     scores: list[float | None] = [*BASE, None, None]
-    report = made(tmp_path / "run", default=scores, var=[*MORE, None, None])
+    report = report_of(tmp_path / "run", default=scores, var=[*MORE, None, None])
     (section,) = report.sections
     assert not report.complete
     assert (section.expected, section.answered) == (102, 100)
-    for text in (said(report), report.files["report.html"], report.files["report.md"]):
+    for text in (text_of(report), report.files["report.html"], report.files["report.md"]):
         assert "THE RUN IS NOT COMPLETE" in text
         assert "2 failed and are in no figure" in text
         assert "The image is broken." in text and "q101" in text
     assert len(rows(report, "failures.csv")) == 4
-    assert "52.0 %" in said(report)
+    assert "52.0 %" in text_of(report)
 
 
 def test_a_run_that_was_stopped_says_how_much_is_there(tmp_path: Path) -> None:
@@ -114,21 +114,21 @@ def test_a_run_that_was_stopped_says_how_much_is_there(tmp_path: Path) -> None:
     killed = write_run(tmp_path / "killed", records, finished=False)
     report = make_report([stopped, killed], QUICK, FEW)
     assert not report.complete
-    assert "100 of 500 questions" in said(report)
-    assert "100 of an unknown number of questions" in said(report)
-    assert "THE RUN IS NOT COMPLETE" in said(report)
+    assert "100 of 500 questions" in text_of(report)
+    assert "100 of an unknown number of questions" in text_of(report)
+    assert "THE RUN IS NOT COMPLETE" in text_of(report)
 
 
 def test_a_stopped_session_does_not_know_how_many_questions_there_are(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE, "var": MORE}), questions=184)
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "ended": False}))
-    assert "100 of an unknown number of questions" in said(make_report([run], QUICK, FEW))
+    assert "100 of an unknown number of questions" in text_of(make_report([run], QUICK, FEW))
 
 
 def test_a_run_in_which_everything_failed_has_a_report(tmp_path: Path) -> None:
-    report = made(tmp_path / "run", default=[None] * 3, var=[None] * 3)
-    text = said(report)
+    report = report_of(tmp_path / "run", default=[None] * 3, var=[None] * 3)
+    text = text_of(report)
     assert "Nothing can be compared: No question has an answer of every method" in text
     assert "3 failed" in text
     assert report.sections[0].comparison is None
@@ -137,14 +137,14 @@ def test_a_run_in_which_everything_failed_has_a_report(tmp_path: Path) -> None:
 def test_one_method_alone_has_figures_and_no_comparison(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE}), methods=["default"])
     report = make_report([run], QUICK, FEW)
-    assert "default is the only method, so nothing is compared." in said(report)
+    assert "default is the only method, so nothing is compared." in text_of(report)
     assert "52.0 %" in report.files["report.md"]
 
 
 def test_a_gain_that_the_control_has_too_is_not_the_sinks(tmp_path: Path) -> None:
     scores = {"default": BASE, "var": MORE, "var-random": MORE}
     run = write_run(tmp_path / "run", scored(scores), methods=["default", "var", "var-random"])
-    text = said(make_report([run], QUICK, CompareSettings(resamples=200, alpha=0.2)))
+    text = text_of(make_report([run], QUICK, CompareSettings(resamples=200, alpha=0.2)))
     assert "No difference shown between var and var-random" in text
     assert "the gain of var is not shown to come from the sinks" in text
 
@@ -215,7 +215,7 @@ def test_rich_markup_of_data_is_text(tmp_path: Path) -> None:
         *records,
         *(dataclasses.replace(one, category="[/]", cluster=one.question) for one in other),
     ]
-    text = said(make_report([write_run(tmp_path / "run", both)], QUICK, FEW))
+    text = text_of(make_report([write_run(tmp_path / "run", both)], QUICK, FEW))
     assert "[bold]x[/bold]" in text and "[/]" in text
 
 
@@ -288,7 +288,7 @@ def test_another_judge_stands_beside_the_protocols(tmp_path: Path) -> None:
     own = {"own": {"judge": "exact_match", "score": 0.0, "extraction": "x"}, "warning": "Too high."}
     records = scored({"default": BASE, "var": MORE}, details=own)
     run = write_run(tmp_path / "run", records, run={"judge": "substring-legacy"})
-    text = " ".join(said(make_report([run], QUICK, FEW)).split())
+    text = " ".join(text_of(make_report([run], QUICK, FEW)).split())
     assert "Warning: Too high. (200 answers)" in text
     assert "By the protocol's own judge, exact_match" in text
     assert "0.0 %" in text

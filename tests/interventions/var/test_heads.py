@@ -120,15 +120,15 @@ def test_a_kept_run_says_its_heads(
 
 
 def test_heads_that_are_not_there_are_refused() -> None:
-    def said(**changes: object) -> str:
+    def refusal(**changes: object) -> str:
         own = dataclasses.replace(SETTINGS, **changes)
         with pytest.raises(ValueError) as error:
             validate_var(own, 16, LAYERS, 52, 4)
         return str(error.value)
 
-    assert said(heads="3.4") == "heads has 3.4; the layers of this model have heads 0 to 3."
-    assert said(heads="6.0") == "heads has 6.0; this model has layers 0 to 5."
-    assert "heads has 3.0, but layers lets VAR act only in 1, 2" in said(
+    assert refusal(heads="3.4") == "heads has 3.4; the layers of this model have heads 0 to 3."
+    assert refusal(heads="6.0") == "heads has 6.0; this model has layers 0 to 5."
+    assert "heads has 3.0, but layers lets VAR act only in 1, 2" in refusal(
         heads="3.0,1.0", layers=(1, 2)
     )
     own = dataclasses.replace(SETTINGS, heads="5.3,0.0")

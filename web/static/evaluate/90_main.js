@@ -1,6 +1,6 @@
 let data = null; // the result on screen
 let coming = null; // id of the run whose data is being fetched
-const tell = (text) => ($(".told").textContent = text);
+const tell = (text) => ($(".status-text").textContent = text);
 
 function complain(text) {
   $(".alert").hidden = !text;
@@ -67,8 +67,8 @@ async function save(what) {
 
 async function forget() { // the run, its answers, and all files made from it
   if (!confirm("Delete this run, its answers and its files from the server?")) return;
-  const { run } = data, said = await server.forget_evaluation({ run });
-  if (!said || said.error) return tell(said ? said.error : "The server does not answer.");
+  const { run } = data, result = await server.forget_evaluation({ run });
+  if (!result || result.error) return tell(result ? result.error : "The server does not answer.");
   sessionStorage.removeItem("sinkscope-evaluation");
   data = coming = null;
   delete root.dataset.ready;

@@ -40,8 +40,8 @@ function list(listed) {
 
 async function forget() { // the result, and all files made from it
   if (!confirm("Delete this result and its files from the server?")) return;
-  const run = root.dataset.ready, said = await server.forget_experiment({ run });
-  if (!said || said.error) return complain(said ? said.error : "The server does not answer.");
+  const run = root.dataset.ready, result = await server.forget_experiment({ run });
+  if (!result || result.error) return complain(result ? result.error : "The server does not answer.");
   sessionStorage.removeItem(KEPT);
   sessionStorage.setItem(RUNS, JSON.stringify(runs().filter((one) => one.run !== run)));
   sides();

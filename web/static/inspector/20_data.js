@@ -47,12 +47,12 @@ function makeRun({ header, arrays }) {
     const reference = { ...variant.reference, ...maps("reference.", giver), sinks: header.layers.map(() => []), V: variant.patches || V };
     return { ...rows("answer", "", variant.tokens), reference, asked: { ...rows("prompt", "prompt.", asked.tokens), reference, before: asked.before } };
   });
-  return { ...header, id: header.run, L, H, variants, lazyMaps: makeShelf(LAZY_BYTES) };
+  return { ...header, id: header.run, L, H, variants, lazyMaps: makeMapCache(LAZY_BYTES) };
 }
 
 // What was fetched, up to a number of bytes. Beyond it the least recently used items are dropped, except those needed now.
 const LAZY_BYTES = 64e6;
-function makeShelf(most) {
+function makeMapCache(most) {
   const items = new Map();
   let bytes = 0;
   const drop = (key) => {
@@ -186,10 +186,10 @@ function whyNot(method) {
 }
 const method = () => (whyNot(methodCalled(view.method)) ? run.methods[0] : methodCalled(view.method));
 const relative = () => method().name === "relative";
-const said = () => unitSaid(method().unit);
+const valueFormat = () => formatOfUnit(method().unit);
 const SHARES = ["attention mass", "probability"]; // units that are written in %
-const plainly = (x) => (x === 0 ? "0" : Math.abs(x) >= 1000 || Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(2));
-const unitSaid = (unit) => (unit.startsWith("times") ? times : SHARES.includes(unit) ? percent : plainly);
+const plainNumber = (x) => (x === 0 ? "0" : Math.abs(x) >= 1000 || Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(2));
+const formatOfUnit = (unit) => (unit.startsWith("times") ? times : SHARES.includes(unit) ? percent : plainNumber);
 
 // A relative map is divided by that of a generic prompt under the same selection, or by a tenth of that map's mean if that
 // is larger (methods/relative.py).

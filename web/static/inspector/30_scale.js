@@ -50,13 +50,13 @@ const strongest = (count) => (count > 1 ? `the ${count} strongest patches lie` :
 
 // A scale for one map or a pool of maps: { kind, low, high, over, at(value) -> 0..1, ticks, words }. It is empty (high is
 // 0) if no value is above 0.
-function makeScale(kind, maps, said = percent) {
+function makeScale(kind, maps, format = percent) {
   const pool = pooled(maps), n = pool.length;
   if (kind === "rank") pool.sort(); // the other scales need only one of the largest values, and pools can be large
   const high = pool.reduce((a, b) => Math.max(a, b), 0);
   if (!(high > 0)) return { kind, low: 0, high: 0, over: 0, at: (x) => x * 0, ticks: [[0, "0"]], words: "no attention here" };
   const along = (parts, value, over) => Array.from({ length: parts + 1 }, (_, k) =>
-    [k / parts, (over && k === parts ? "≥ " : "") + said(value(k / parts))]);
+    [k / parts, (over && k === parts ? "≥ " : "") + format(value(k / parts))]);
   if (kind === "log") {
     const low = high / 10 ** DECADES;
     return {
@@ -76,7 +76,7 @@ function makeScale(kind, maps, said = percent) {
     };
     return {
       kind, low: 0, high, over: 0, at, words: "rank: order only, sizes are not shown",
-      ticks: [[0, "lowest"], [0.5, "median " + said(pool[n >> 1])], [1, "highest"]],
+      ticks: [[0, "lowest"], [0.5, "median " + format(pool[n >> 1])], [1, "highest"]],
     };
   }
   const [top, over] = kind === "percentile" ? clipTop(pool, maps.length) : [high, 0];
@@ -88,12 +88,12 @@ function makeScale(kind, maps, said = percent) {
 }
 
 // The scale of signed values: 0 in the middle, clipped in the same way.
-function makeSigned(maps, said = percent) {
+function makeSigned(maps, format = percent) {
   const sizes = pooled(maps).map(Math.abs), [top, over] = clipTop(sizes, maps.length), beyond = (sign) => (over ? sign : "");
   if (!(top > 0)) return { kind: "signed", low: 0, high: 0, over: 0, at: (x) => x * 0 + 0.5, ticks: [[0.5, "0"]], words: "no difference anywhere" };
   return {
     kind: "signed", low: -top, high: top, over, at: (x) => clamp(0.5 + (0.5 * x) / top, 0, 1),
-    ticks: [[0, `${beyond("≤ ")}−${said(top)}`], [0.5, "0"], [1, `${beyond("≥ ")}+${said(top)}`]],
+    ticks: [[0, `${beyond("≤ ")}−${format(top)}`], [0.5, "0"], [1, `${beyond("≥ ")}+${format(top)}`]],
     words: "linear, the same on both sides of 0" + (over ? `; ${strongest(over)} beyond` : ""),
   };
 }

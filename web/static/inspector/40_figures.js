@@ -240,7 +240,7 @@ const overAnswer = () => view.range === "answer" && !method().computed && !(need
 function scaleFor(some) {
   if (!overAnswer()) {
     const maps = some.map(({ name, side }) => ofImage(shown.drawn[name], side));
-    return method().signed ? makeSigned(maps, said()) : makeScale(view.scale, maps, said());
+    return method().signed ? makeSigned(maps, valueFormat()) : makeScale(view.scale, maps, valueFormat());
   }
   const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, chosenKey(), view.combine, method().name, view.scale, view.image].join();
   run.scales = run.scales || new Map();
@@ -248,7 +248,7 @@ function scaleFor(some) {
     if (run.scales.size > 16) run.scales.clear();
     const all = some.flatMap(({ side, l }) => onLayer(l, () =>
       Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t), side), side))));
-    run.scales.set(key, makeScale(view.scale, all, said()));
+    run.scales.set(key, makeScale(view.scale, all, valueFormat()));
   }
   return run.scales.get(key);
 }
@@ -283,14 +283,14 @@ function paintFigure({ name, side, l }, shared, size) {
     `${side.label}: attention over the image for ${selectionWords()}${imageWords()}. ` +
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
     "Arrow keys move over the patches, with Shift they make a box; Enter looks up which tokens looked there.");
-  const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2"; // said once for all four
-  paintScale(figure, scale, waits ? null : said, COLOURS[scale && scale.kind === "signed" ? "coolwarm" : view.colours], again ? "" : said);
+  const scaleText = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2"; // shown once for all four
+  paintScale(figure, scale, waits ? null : scaleText, COLOURS[scale && scale.kind === "signed" ? "coolwarm" : view.colours], again ? "" : scaleText);
 }
 
-function paintScale(figure, scale, said, table, words = said) {
-  figure.querySelector(".scalebar").classList.toggle("off", !said || view.overlay === "off");
-  write(figure.querySelector(".words"), (said && words) || "");
-  if (!said) return;
+function paintScale(figure, scale, text, table, words = text) {
+  figure.querySelector(".scalebar").classList.toggle("off", !text || view.overlay === "off");
+  write(figure.querySelector(".words"), (text && words) || "");
+  if (!text) return;
   const canvas = figure.querySelector(".scalebar canvas"), ticks = figure.querySelector(".ticks"), { length } = scale.ticks;
   if (changed(canvas, [table])) paintTable(canvas, table);
   if (changed(ticks, scale.ticks.map(([u]) => u), "places")) ticks.replaceChildren(...scale.ticks.map(([u, text]) =>
@@ -324,7 +324,7 @@ function paintDifference() {
   if (note.hidden !== Boolean(both)) note.hidden = !note.hidden;
   write(note, both ? "" : "One of the answers has no such token.");
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
-  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
+  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image === s.image ? "" : v.image > s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   write(stat, gained);
   mark(figure.querySelector(".stage"), "aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
   paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);
@@ -343,11 +343,11 @@ function paintPatch() {
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
     const there = map[v] === map[v]; // else it is missing
-    let text = `patch ${row}, ${column}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
+    let text = `patch ${row}, ${column}  ·  ${there ? `${both && map[v] ? (map[v] > 0 ? "+" : "−") : ""}${percent(Math.abs(map[v]))} of the row` : "left out"}`;
     if (!both && there) {
       if (method().computed) {
         const own = shown.drawn[name][v];
-        text += own === own ? `  ·  ${method().label} ${said()(own)}` : "";
+        text += own === own ? `  ·  ${method().label} ${valueFormat()(own)}` : "";
       }
       if (relative()) text += `  ·  ${times(shown.drawn[name][v])} generic`;
       const [p0, p1] = patchesOfImage(variant);

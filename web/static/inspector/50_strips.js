@@ -15,6 +15,7 @@ function buildStrips() {
       if (variant.finish === "end" && i === variant.T - 1 && /^<.*>$/.test(token.t)) made.classList.add("ending");
       return made;
     }));
+    direct(box, variant.tokens);
     if (!variant.T) box.append(node("span", { class: "none" }, "The answer is empty."));
     $(`.strip[data-variant="${variant.name}"] .finish`).textContent = finishWords(variant);
   });
@@ -22,9 +23,16 @@ function buildStrips() {
   if (canPart()) stripOf(run.variants[1].name).parentElement.querySelector(".side").append(ownButton());
 }
 
+// Tokens of a text that begins in Arabic, Hebrew and the like run from right to left.
+function direct(box, tokens) {
+  const letter = /[A-Za-z\u00c0-\u02af\u0370-\u058f\u0900-\u1fff\u3040-\u9fff\uac00-\ud7af\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/.exec(tokens.map((token) => token.t).join(""));
+  box.dir = letter && /[\u0590-\u08ff\ufb1d-\ufefc]/.test(letter[0]) ? "rtl" : "ltr";
+}
+
 // The colours of the lines under the tokens of the same text.
+const gainEnd = (most) => most.toFixed(most < 0.1 ? 2 : 1);
 const gainKey = (most) => node("span", { class: "gains", title: "Change of each token's log-probability under VAR, on the same text" },
-  node("b", {}, "Δ log p"), node("span", {}, `−${most.toFixed(1)}`), node("i", {}), node("span", {}, `+${most.toFixed(1)}`));
+  node("b", {}, "Δ log p"), node("span", {}, `−${gainEnd(most)}`), node("i", {}), node("span", {}, `+${gainEnd(most)}`));
 
 // After two answers diverge, tokens of the same index differ, so each side may have its own choice.
 function canPart() {
@@ -53,9 +61,10 @@ function promptStrip(name, label, asked) {
   strip.classList.add("prompt");
   strip.querySelector(".tokens").append(asked.before ? node("span", { class: "none" }, `${asked.before} tokens …`) : "",
     ...asked.tokens.map((token, i) => node("button", {
-      type: "button", class: `token ${token.k}${/^ \S/.test(token.t) ? " spaced" : ""}`, role: "option", tabindex: -1, "aria-selected": "false", "data-i": i,
-      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i} ${JSON.stringify(token.t)}: where it looked when it was read`,
-    }, glyphs(token.t))));
+      type: "button", class: `token ${token.k}${/^ \S/.test(token.t) ? " spaced" : ""}${token.t ? "" : " piece part"}`, role: "option", tabindex: -1, "aria-selected": "false", "data-i": i,
+      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i} ${token.t ? JSON.stringify(token.t) : "(a part of a character that several tokens make)"}: where it looked when it was read`,
+    }, token.t ? glyphs(token.t) : "…")));
+  direct(strip.querySelector(".tokens"), asked.tokens.filter((token) => token.k === "user"));
   strip.querySelector(".side").append(foldButton("hide", "prompt-hide"));
   return strip;
 }
@@ -218,7 +227,8 @@ function watchStrips() {
   strips.addEventListener("keydown", (event) => {
     const hit = chipAt(event), strip = hit && hit.closest(".strip");
     if (!hit || !run || event.altKey || event.ctrlKey || event.metaKey) return;
-    const step = { ArrowRight: 1, ArrowLeft: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
+    const right = strip.querySelector(".tokens").dir === "rtl" ? -1 : 1; // the token that is shown there
+    const step = { ArrowRight: right, ArrowLeft: -right, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
     const line = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const all = [...strips.querySelectorAll(".strip:not([hidden])")], own = strip.querySelectorAll(".token").length - 1;
     if (step) {

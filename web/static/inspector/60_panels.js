@@ -171,8 +171,8 @@ function readPanel(kind, variant, panelNode, at) {
     return;
   }
   const quantity = kind === "heads" && view.quantity === "box" ? "image" : view.quantity;
-  const sign = variant === DIFFERENCE ? (value < 0 ? "−" : "+") : "", said = sign + amount(sign ? Math.abs(value) : value, quantity);
+  const sign = variant === DIFFERENCE ? (value < 0 ? "−" : "+") : "", valueText = sign + amount(sign ? Math.abs(value) : value, quantity);
   const side = sides()[Math.max(0, run.variants.indexOf(variant))];
-  line.textContent = kind === "time" ? `token ${at.x} ${quoted(side.tokens[at.x].t)} · layer ${run.layers[at.l]} · ${said}`
-    : `layer ${run.layers[at.l]} · ${headWords(run.heads[at.x])} · ${said}`;
+  line.textContent = kind === "time" ? `token ${at.x} ${quoted(side.tokens[at.x].t)} · layer ${run.layers[at.l]} · ${valueText}`
+    : `layer ${run.layers[at.l]} · ${headWords(run.heads[at.x])} · ${valueText}`;
 }

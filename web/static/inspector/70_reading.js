@@ -20,8 +20,9 @@ function showReport(report, cardNode) {
     node("th", { scope: "row" }, `layer ${layer.layer}`),
     node("td", {}, String((layer.positions || []).length)), node("td", {}, percent(layer.flagged)),
     node("td", {}, percent(layer.selected)), node("td", {}, percent(layer.moved))));
-  const head = ["", "sinks", "of all patches", "rows changed", "attention moved"];
-  cardNode.querySelector(".body").replaceChildren(node("table", { title: "rows changed: of all (head, row) pairs that may be; attention moved: mean attention mass taken from the sinks" },
+  const random = report.settings && report.settings.control === "random", treated = random ? "random patches" : "sinks"; // a control treats patches that are no sinks
+  const head = ["", treated, "of all patches", "rows changed", "attention moved"];
+  cardNode.querySelector(".body").replaceChildren(node("table", { title: `rows changed: of all (head, row) pairs that may be; attention moved: mean attention mass taken from the ${treated}` },
     node("thead", {}, node("tr", {}, ...head.map((text) => node("th", { scope: "col" }, text)))),
     node("tbody", {}, ...(rows.length ? rows : [node("tr", {}, node("td", {}, "no layer"))]))));
 }

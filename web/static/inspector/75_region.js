@@ -63,7 +63,7 @@ function paintRegion() {
   if (view.box) made.push(node("span", {}, boxWords(view.box)));
   if (busy) {
     made.push(node("span", { class: "bar-done", style: `--p:${testing.fraction}`, "aria-hidden": "true" }),
-      node("span", { class: "told" }, (mine ? "" : "Another box: ") + testing.message),
+      node("span", { class: "status-text" }, (mine ? "" : "Another box: ") + testing.message),
       node("button", { type: "button", class: "plain", "data-do": "stop-region", "data-testid": "region-stop", onclick: () => trigger("pause", {}) }, "Stop"));
   } else if (view.box && served && !(found && found.sides && !found.error)) {
     made.push(node("button", { type: "button", class: "plain ask", "data-do": "region", "data-testid": "region-test", onclick: testRegion,

@@ -91,12 +91,12 @@ function paintExplained() {
   const here = explainedHere(), busy = explains(), one = method();
   // The rest changes with few clicks, unless small maps are shown.
   const lacks = one.computed && run.variants.some((v) => tokensOf(v) && !one.why[v.name] && !explainedMap(one.name, v)), open = missingHere().length;
-  const told = busy && [explaining.message, explaining.fraction, explaining.key === explainKey()].join();
-  if (!changed(box, [run, comparing ? {} : null, one.name, lacks, open, told, here && here.error])) return;
+  const progress = busy && [explaining.message, explaining.fraction, explaining.key === explainKey()].join();
+  if (!changed(box, [run, comparing ? {} : null, one.name, lacks, open, progress, here && here.error])) return;
   const line = node("p", { class: "acts" });
   if (busy) {
     line.append(node("span", { class: "bar-done", style: `--p:${explaining.fraction}`, "aria-hidden": "true" }),
-      node("span", { class: "told" }, (explaining.key === explainKey() ? "" : "Another word: ") + explaining.message),
+      node("span", { class: "status-text" }, (explaining.key === explainKey() ? "" : "Another word: ") + explaining.message),
       node("button", { type: "button", class: "plain", "data-do": "stop-explain", "data-testid": "explain-stop", onclick: () => trigger("end", {}) }, "Stop"));
   } else {
     if (lacks) line.append(node("button", { type: "button", class: "plain ask", "data-do": "explain-one", "data-testid": "explain-one", onclick: () => computeExplained([one.name]) }, `Compute ${one.label}`));
@@ -130,12 +130,12 @@ function smallMaps(variant) {
         view.method = m.name;
         repaint();
       } }, map ? smallMap(map, variant, scale) : node("span", { class: "empty" }, words),
-    node("b", {}, m.label), node("span", { class: "unit" }, map ? `${scale.kind === "signed" ? "±" : "to "}${unitSaid(made.unit)(scale.high)}${unitSaid(made.unit) === plainly ? ` ${made.unit}` : ""}` : ""));
+    node("b", {}, m.label), node("span", { class: "unit" }, map ? `${scale.kind === "signed" ? "±" : "to "}${formatOfUnit(made.unit)(scale.high)}${formatOfUnit(made.unit) === plainNumber ? ` ${made.unit}` : ""}` : ""));
   });
   return [sideTitle(variant), node("div", { class: "tiles" }, ...tiles), there.length > 1 ? agreementTable(there) : null].filter(Boolean);
 }
 
-const smallScale = (m, made, values) => (made.signed ? makeSigned([values], unitSaid(made.unit)) : makeScale(view.scale, [values], unitSaid(made.unit)));
+const smallScale = (m, made, values) => (made.signed ? makeSigned([values], formatOfUnit(made.unit)) : makeScale(view.scale, [values], formatOfUnit(made.unit)));
 
 function smallMap(map, variant, scale) {
   const image = imageOf(variant), width = 160, height = Math.max(1, Math.round((width * image.height) / image.width));

@@ -58,7 +58,8 @@ function wireControls() {
   document.addEventListener("keydown", (event) => {
     const nowhere = event.target === document.body || event.target === document.documentElement;
     if (!element.isConnected || !(nowhere ? root.offsetParent : element.contains(event.target))) return;
-    if (nowhere && run && stepTokens(event)) return;
+    const afterPop = event.target.closest(".tools"); // which has the focus after a panel was closed by Escape
+    if ((nowhere || afterPop) && run && stepTokens(event)) return;
     keys(event);
   });
 }
@@ -187,7 +188,7 @@ function syncControls() {
   const four = $('[data-set="four"]');
   four.closest("label").hidden = run.L < 2;
   if (four.dataset.run !== run.id) four.replaceChildren(node("option", { value: "" }, two ? "side by side" : "one map"),
-    ...run.variants.map((v) => node("option", { value: v.name }, two ? `${v.label}, 4 layers` : "four layers")));
+    ...run.variants.map((v) => node("option", { value: v.name }, two ? `4 layers: ${v.label}` : "four layers")));
   four.dataset.run = run.id;
   four.value = view.four;
 }
@@ -281,10 +282,11 @@ function readAddress() {
     made.ask = null;
   }
   if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
+  else made.broken = part.has("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
   // In older links some scales are methods, and the clip has another name.
   const old = { clip: ["percentile"], nosink: ["linear", "without_sinks"], relative: ["percentile", "relative"] };
-  const said = part.get("scale"), [scale, method] = Object.hasOwn(old, said) ? old[said] : [said];
+  const scaleName = part.get("scale"), [scale, method] = Object.hasOwn(old, scaleName) ? old[scaleName] : [scaleName];
   if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;
   if (/^\w{1,40}$/.test(part.get("method") || method || "")) made.method = part.get("method") || method;
   made.looks = {};

@@ -1,24 +1,24 @@
 // Save: a picture, a table, the trace, a page that works without a server, a link.
 function wireSave() {
-  const told = $(".save .told");
+  const statusText = $(".save .status-text");
   $('[data-do="save"]').addEventListener("click", () => {
     togglePop("save");
     if (served) server.start_drawing({}).catch(() => {}); // an error is reported when a file is requested
   });
   wireNote();
-  const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
+  const savers = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));
   for (const item of element.querySelectorAll("[data-save]")) {
-    const way = item.dataset.save;
-    if (!served && !["png", "csv", "map"].includes(way)) item.parentElement.hidden = true;
+    const kind = item.dataset.save;
+    if (!served && !["png", "csv", "map"].includes(kind)) item.parentElement.hidden = true;
     item.addEventListener("click", async () => {
       if (!run) return;
-      told.textContent = "…";
+      statusText.textContent = "…";
       try {
-        told.textContent = (await ways[way]()) || "";
+        statusText.textContent = (await savers[kind]()) || "";
       } catch (error) {
-        told.textContent = `Not saved: ${error.message}.`;
+        statusText.textContent = `Not saved: ${error.message}.`;
       }
     });
   }
@@ -48,7 +48,7 @@ function askFor(kind) {
       opacity: view.opacity, overlay: view.overlay, photo: view.photo, smooth: view.smooth, sinks: view.sinks,
     },
   });
-  $(".save .told").textContent = "Waiting for the server …";
+  $(".save .status-text").textContent = "Waiting for the server …";
   $('[data-do="stop-save"]').hidden = false;
   return new Promise((done, fail) => (awaited = { ask, at: Date.now(), done, fail }));
 }
@@ -57,7 +57,7 @@ function showExport(value) {
   if (!awaited || value.ask !== awaited.ask) return;
   awaited.at = Date.now();
   if (value.message) {
-    $(".save .told").textContent = value.message;
+    $(".save .status-text").textContent = value.message;
     return;
   }
   const { done, fail } = awaited;

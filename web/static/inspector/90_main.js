@@ -26,7 +26,9 @@ function repaint() {
   const begun = performance.now();
   syncControls();
   const row = view.part === "prompt" ? " · the row of the token itself" : " · the row that predicted it";
-  renew($(".selection"), [new Text(selectionWords()), node("span", { class: "quiet" }, row)]);
+  const words = selectionWords();
+  renew($(".selection"), [new Text(words), node("span", { class: "quiet" }, row)]);
+  mark($(".selection"), "title", words + row); // a long one is cut
   paintFigures();
   showMade();
   markImages();
@@ -317,7 +319,13 @@ function watchSize() {
   sizes.observe(document.documentElement);
 }
 
+// A file that the browser does not draw, such as TIFF, can be asked about all the same.
+const unseen = (event) => {
+  if (event.target.matches && event.target.matches("#ask img")) event.target.alt = "No preview of this kind of file in the browser; the model can read it.";
+};
+
 async function start() {
+  document.addEventListener("error", unseen, true);
   wireControls();
   watchStrips();
   wireRuns();
@@ -338,12 +346,13 @@ async function start() {
     }
     onValue(place);
     if (answer && answer.error) { // the link names a run that no longer exists
-      complain(answer.error);
+      complain(place.ask ? "The run of this link is no longer on the server. Its prompt and settings are in the form, but a link has no image: give the image again and press Generate." : answer.error);
       if (place.ask) trigger("apply", { said: place.ask, fill: true });
     }
     return;
   }
   onValue(place);
+  if (served && place.broken) complain("The link is damaged: it does not name a run. The example is shown.");
 }
 
 watch("value", () => onValue());

@@ -1,4 +1,4 @@
-const tell = (text) => ($(".told").textContent = text);
+const tell = (text) => ($(".status-text").textContent = text);
 
 function complain(text) {
   $(".alert").hidden = !text;
@@ -38,8 +38,8 @@ async function save() {
 
 async function forget() { // the result, and all files made from it
   if (!confirm("Delete this result and its files from the server?")) return;
-  const said = await server.forget_sinks({ run: data.run });
-  if (!said || said.error) return complain(said ? said.error : "The server does not answer.");
+  const result = await server.forget_sinks({ run: data.run });
+  if (!result || result.error) return complain(result ? result.error : "The server does not answer.");
   sessionStorage.removeItem("sinkscope-sinks");
   data = coming = null;
   delete root.dataset.ready;

@@ -58,7 +58,7 @@ class _Finished:
     token_seconds: float | None
 
 
-class Pace:
+class RunTimes:
     """The times of the last finished runs of one model. Safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -113,19 +113,19 @@ class Pace:
 
 
 def expected_seconds(
-    handle: ModelHandle, work: Work, pace: Pace | None = None
+    handle: ModelHandle, work: Work, run_times: RunTimes | None = None
 ) -> tuple[float, bool]:
     """Seconds of a run that uses all of its new tokens, and whether finished runs say so."""
     rows = min(PROBE_ROWS, work.layout.length)
     many = _seconds_per_product(handle.stack.layers[:1], rows)
     one = _seconds_per_product(handle.stack.layers[:PROBE_LAYERS], 1)
-    if pace is not None:
-        many, one = pace.fastest(handle, rows, many), pace.fastest(handle, 1, one)
+    if run_times is not None:
+        many, one = run_times.fastest(handle, rows, many), run_times.fastest(handle, 1, one)
     prompt, token = _estimate(handle, work, many, one)
     # The same speeds are in all estimates, so that it does not matter much how good they are.
     runs = [
         (run, *_estimate(handle, run.work, many, one))
-        for run in (pace.finished(handle, work) if pace is not None else ())
+        for run in (run_times.finished(handle, work) if run_times is not None else ())
     ]
     runs.sort(key=lambda run: abs(math.log(run[1] / prompt)))
     about = [run for run in runs if max(run[1] / prompt, prompt / run[1]) <= ABOUT]
