@@ -3,6 +3,7 @@ into docs/experiments.md."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 
 SAMPLES = 16
 DPI = 100
-# Each run with its settings and the figures shown. A name may occur once.
+FOUND = "found"  # a layer: the one whose MLP makes the sinks by the scan, which runs first; else 0
+# Each run with its settings and the figures shown (of names with *, the first that fits). A name
+# may occur once.
 RUNS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("scan", {}, ("attention", "energy_concentration")),
-    ("decompose-output", {"layer": 0}, ("dim_17",)),
-    ("mlp-subspace", {"layer": 0}, ("largest",)),
-    ("ablate-mlp", {"layer": 0}, ("sink_attention", "one_layer_at_a_time")),
-    ("decompose-mlp-in", {"layer": 0}, ("projections",)),
+    ("decompose-output", {"layer": FOUND}, ("dim_*",)),
+    ("mlp-subspace", {"layer": FOUND}, ("largest",)),
+    ("ablate-mlp", {"layer": FOUND}, ("sink_attention", "one_layer_at_a_time")),
+    ("decompose-mlp-in", {"layer": FOUND}, ("projections",)),
     ("lower-attention", {}, ("answer",)),
     ("cut-edges", {"keys": "region", "region": (0.0, 0.0, 0.5, 0.5)}, ("change",)),
     ("vision-or-text", {}, ("sink_attention",)),
@@ -54,14 +57,24 @@ def docs() -> None:
         given = Prompts(read.samples, read.source, read.notes())
         text = page.read_text(encoding="utf-8")
         with common.progress("Experiments", len(RUNS)) as bar:
-            for name, settings, charts in RUNS:
+            scan: Result | None = None
+            for name, asked, charts in RUNS:
+                settings = with_layer(asked, scan)
                 experiment_settings = experiment_named(name).settings(**settings)
                 result = run_experiment(handle, name, given, experiment_settings)
+                scan = scan or result
                 pictures = _draw(PROJECT / "docs" / "images", result, charts)
                 text = replaced(text, name, _section_text(result, settings, pictures))
                 bar.update(1)
         write_bytes_atomically(page, text.encode())
         typer.echo(f"Wrote {page}", err=True)
+
+
+def with_layer(settings: dict[str, Any], scan: Result | None) -> dict[str, Any]:
+    """The settings of a run, with the layer that the scan found in place of `FOUND`."""
+    values = {} if scan is None else scan.findings.values
+    layer = values["layer"] if values.get("part") == "mlp" else 0
+    return {name: layer if value == FOUND else value for name, value in settings.items()}
 
 
 def replaced(text: str, name: str, new: str) -> str:
@@ -84,8 +97,10 @@ def _draw(folder: Path, result: Result, charts: tuple[str, ...]) -> list[tuple[s
     from sinkscope.experiments.figures import draw
 
     written = []
+    drawn = [chart.name for chart in result.findings.charts]
+    first = {name for pattern in charts for name in fnmatch.filter(drawn, pattern)[:1]}
     for chart in result.findings.charts:
-        if chart.name in charts:
+        if chart.name in first:
             file = f"experiment_{result.experiment}_{chart.name}.png".replace("-", "_")
             figure = draw(chart)
             options: Any = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}

@@ -2,7 +2,7 @@
 
 direction   Q = QR(W_down[:, top neurons at the sink]); only at the sinks y <- y - Q Q^T y, where y
             is the MLP's output. Also span(Q) removed from the input of later layers, one layer at a
-            time.
+            time, beside random spans of its rank there.
 magnitude   y <- y * min(1, |y_ref| / |y|), with |y_ref| the mean norm of the MLP's output at the
             reference tokens of the same sample.
 
@@ -79,6 +79,7 @@ class _Arms:
     basis: Tensor | None
     effects: Effects = field(init=False)
     by_layer: Effects = field(init=False)
+    by_layer_random: Effects = field(init=False)
     sinks: list[Tensor] = field(default_factory=list)
     ordinary: list[Tensor] = field(default_factory=list)
     stays: list[float] = field(default_factory=list)  # magnitude: along the sinks' own direction
@@ -86,6 +87,7 @@ class _Arms:
 
     def __post_init__(self) -> None:
         self.effects, self.by_layer = Effects(self.study), Effects(self.study)
+        self.by_layer_random = Effects(self.study)
 
     def measure(self, case: Case, plain: Pass, written: dict[int, Tensor]) -> None:
         """One sample: `written` is the MLP's output by position."""
@@ -109,16 +111,8 @@ class _Arms:
             self._what_stays(written, sinks, case.others, limit)
             return
         effects.measure(ABLATED, case, plain, [ProjectOut(self._at(sinks), self.basis)])
-        draws = range(study.settings.controls)
-        effects.measure(
-            DIRECTION,
-            case,
-            plain,
-            *(
-                [ProjectOut(self._at(sinks), random_basis(self.basis, study.settings.seed + draw))]
-                for draw in draws
-            ),
-        )
+        randoms = ([ProjectOut(self._at(sinks), basis)] for basis in self._random_bases())
+        effects.measure(DIRECTION, case, plain, *randoms)
         effects.measure(
             TOKENS,
             case,
@@ -126,10 +120,19 @@ class _Arms:
             *([ProjectOut(self._at(tokens), self.basis)] for tokens in study.random(case)),
         )
         if settings.each_layer:
-            self.by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
+            for by_layer in (self.by_layer, self.by_layer_random):
+                by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
             for layer in range(settings.layer + 1, study.layers):
                 at = SiteSelection("block_in", (layer,), sinks)
                 self.by_layer.measure(str(layer), case, plain, [ProjectOut(at, self.basis)])
+                randoms = ([ProjectOut(at, basis)] for basis in self._random_bases())
+                self.by_layer_random.measure(str(layer), case, plain, *randoms)
+
+    def _random_bases(self) -> list[Tensor]:
+        """One for each draw, of the same rank as Q and orthogonal to it."""
+        assert self.basis is not None
+        asked = self.study.settings
+        return [random_basis(self.basis, asked.seed + draw) for draw in range(asked.controls)]
 
     def _what_stays(
         self,
@@ -199,43 +202,48 @@ def _findings(
     if top is not None:
         summary.append(f"Top neurons: {', '.join(map(str, top.tolist()))}.")
     if arms.by_layer.arms:
-        table, chart = _one_at_a_time(study, arms.by_layer, later)
+        table, chart = _one_at_a_time(study, arms, later)
         tables.append(table)
         charts.append(chart)
     charts.append(_histogram(arms, factor))
     return Findings(tuple(summary), tuple(tables), tuple(charts), judged, values)
 
 
-def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table, Chart]:
-    """The span removed from one later layer's input: the effect in that layer and after it."""
-    removed = {
-        layer: effects.causal(str(layer), [], range(layer, study.layers)).removed for layer in later
-    }
+def _one_at_a_time(study: Study, arms: _Arms, later: range) -> tuple[Table, Chart]:
+    """The span removed from one later layer's input, and random spans of the same rank: the effect
+    in that layer and after it."""
+    removed, random = (
+        [effects.causal(str(at), [], range(at, study.layers)).removed for at in later]
+        for effects in (arms.by_layer, arms.by_layer_random)
+    )
     table = Table(
         "one_layer_at_a_time",
         "span(Q) removed from one later layer's input at the sinks",
-        ("layer", "removed", "removed_low", "removed_high"),
+        ("layer", "removed", "removed_low", "removed_high", "random", "random_low", "random_high"),
         tuple(
-            (layer, *numbers((interval.value, interval.low, interval.high)))
-            for layer, interval in removed.items()
+            (layer, *numbers((one.value, one.low, one.high, other.value, other.low, other.high)))
+            for layer, one, other in zip(later, removed, random, strict=True)
         ),
-        note="removed: share of the excess attention in this layer and all later ones.",
+        note="removed: share of the excess attention in this layer and all later ones; random: the "
+        "same by a random span of the same rank, orthogonal to Q.",
     )
     chart = Chart(
         "one_layer_at_a_time",
         "span(Q) removed from one later layer's input",
         "lines",
-        tuple(removed),
-        (
+        tuple(later),
+        tuple(
             Series(
-                "removed",
-                numbers([interval.value for interval in removed.values()]),
-                numbers([interval.low for interval in removed.values()]),
-                numbers([interval.high for interval in removed.values()]),
-                ABLATED,
-            ),
+                name,
+                numbers([interval.value for interval in intervals]),
+                numbers([interval.low for interval in intervals]),
+                numbers([interval.high for interval in intervals]),
+                name,
+            )
+            for name, intervals in ((ABLATED, removed), (DIRECTION, random))
         ),
         y_label="share of the excess attention gone",
+        note="Bands: bootstrap intervals over samples.",
     )
     return table, chart
 

@@ -19,7 +19,9 @@ from sinkscope.experiments.streaming import Vector
 from sinkscope.experiments.study import Study
 
 MOST = 16  # neurons that are tried by default,
-ONE_OF = 32  # and at most one of this many: a larger part of them is not a small set
+ONE_OF = 32  # and at most one of this many: a larger part of them is not a small set,
+ONE_OF_ALL = 16  # or one of this many if they hold nearly all of the energy:
+NEARLY_ALL = 0.9  # so few random neurons hold it in at most 5 % of MLPs, even of only 32 neurons
 
 
 class NoNeuronsError(ValueError):
@@ -54,11 +56,14 @@ class JointShares:
     Args:
         order: int64 (F,), of `Energy`.
         count: of requested neurons; None: the fewest that reach a share, at most `MOST`
-            and at most one of `ONE_OF`.
+            and at most one of `ONE_OF`, or one of `ONE_OF_ALL` that hold `NEARLY_ALL`.
     """
 
     def __init__(self, order: Tensor, count: int | None) -> None:
-        most = max(1, min(MOST, len(order) // ONE_OF)) if count is None else min(count, len(order))
+        if count is None:
+            most, self._few = (max(1, min(MOST, len(order) // n)) for n in (ONE_OF_ALL, ONE_OF))
+        else:
+            most = self._few = min(count, len(order))
         self._top = order[:most]
         self._first = 1 if count is None else most  # the smallest set that is tried
         self._held: list[Tensor] = []  # a sample: (sizes,)
@@ -73,9 +78,13 @@ class JointShares:
         return median(torch.stack([held[size - self._first] for held in self._held]))
 
     def enough(self, min_share: float) -> bool:
-        """Whether the largest set that is tried holds enough. A larger set holds more in every
-        sample, so no smaller one needs to be checked."""
-        return self.joint(len(self._top)) >= min_share
+        """Whether a set that is tried holds enough. A larger set holds more in every sample, so
+        only the largest need to be checked."""
+        return any(self._reaches(size, min_share) for size in (self._few, len(self._top)))
+
+    def _reaches(self, size: int, min_share: float) -> bool:
+        needed = min_share if size <= self._few else max(min_share, NEARLY_ALL)
+        return self.joint(size) >= needed
 
     def top(self, min_share: float, layer: int, what: str = "z") -> Tensor:
         """int64 (k,): the top neurons, falling.
@@ -88,11 +97,11 @@ class JointShares:
             NoNeuronsError: they do not reach it.
         """
         for size in range(self._first, len(self._top) + 1):
-            if self.joint(size) >= min_share:
+            if self._reaches(size, min_share):
                 return self._top[:size]
         raise NoNeuronsError(
-            f"The top neurons are none: in layer {layer} the {len(self._top)} strongest hold "
-            f"{self.joint(len(self._top)):.0%} of the energy of {what} at the sinks (median over "
+            f"The top neurons are none: in layer {layer} the {self._few} strongest hold "
+            f"{self.joint(self._few):.0%} of the energy of {what} at the sinks (median over "
             f"samples), and {min_share:.0%} are needed."
         )
 

@@ -2,8 +2,7 @@
 
 One pass per sample. For the chosen tokens, by layer: norms and spreads of keys (after norms and
 rotary embedding), values, residual stream and MLP output; the cosine of later queries with their
-keys; the attention they get. And where the sink arises: the first part (what enters layer 0, or a
-layer's attention or MLP) whose norm at the sink stands out.
+keys; the attention they get. And where the sink arises (`experiments.origin`).
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sinkscope.experiments.checks import check_reference
+from sinkscope.experiments.origin import STREAM, GroupParts, origin
 from sinkscope.experiments.probes import AtTokens, KeyAttention, KeyAttentionReader, KeysByHead
-from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
+from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
 from sinkscope.experiments.settings import ScanSettings, StudySettings
 from sinkscope.experiments.streaming import Mean, Vectors, concentration
 from sinkscope.experiments.study import Case, Study
@@ -22,14 +22,8 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 RATE = 0.3  # alpha_k above which a head of a sample counts for the sink rate
-STANDS_OUT = 3.0  # norm at the sink, in multiples of that at the reference
-HALF = 0.5  # of the largest excess of a norm
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # arXiv 2402.17762
-SITES: dict[str, tuple[Site, ...]] = {
-    "v": ("v",),
-    "hidden": ("block_in", "attn_out", "mlp_out"),
-    "mlp": ("mlp_out",),
-}
+SITES: dict[str, tuple[Site, ...]] = {"v": ("v",), "hidden": STREAM, "mlp": ("mlp_out",)}
 
 
 class Scan:
@@ -48,9 +42,10 @@ class Scan:
         sites: tuple[Site, ...] = (*self.sites, "k")
         self.vectors = {(site, name): Vectors() for site in sites for name in groups}
         self.along = {
-            (site, name): Vectors() for site in SITES["hidden"] for name in groups
+            (site, name): Vectors() for site in STREAM for name in groups
         }  # the same on only the sink dimensions
         self.attention = {name: Mean() for name in groups}  # (L, H)
+        self.by_sample: dict[str, list[Tensor]] = {name: [] for name in groups}  # (L,), the same
         self.cosines = {name: Mean() for name in groups}  # (L, H)
         self.rates = {name: Mean() for name in groups}  # (L,), as the following
         self.massive = {name: Mean() for name in groups}
@@ -62,9 +57,9 @@ class Scan:
         study, prints = self._study, self._asked.print
         values = AtTokens(self.sites, case.positions)
         looks = "attn" in prints
-        attention = KeyAttention(case.positions, case.first, rate=True)
+        attention = KeyAttention(case.positions, case.first, rate=looks)
         keys = KeysByHead(case.positions, case.first)
-        probes = [values, *([attention] if looks else [])]
+        probes = [values, attention]  # whether it is a sink at all is always looked at
         probes += [keys] if {"q", "k"} & set(prints) else []
         everywhere = KeyAttention(tuple(range(case.length)), case.first)
         if looks and case.index == 0:
@@ -80,10 +75,9 @@ class Scan:
                         self.along[site, name].add(stacked[rows][..., list(study.dims)])
                     if site == "block_in":
                         self._extremes(name, stacked[rows])
-        if looks:
-            self._attention(case, session[attention])
-            if case.index == 0:
-                self.first_sample = session[everywhere].mean()
+        self._attention(case, session[attention], rate=looks)
+        if everywhere in probes:
+            self.first_sample = session[everywhere].mean()
         if keys in probes:
             vectors, cosines = session[keys].vectors(), session[keys].cosines()
             for name in study.names:
@@ -99,12 +93,25 @@ class Scan:
         self.massive[name].add(massive.double().mean(0))
         self.peaks[name].add(concentration(states).mean(0))
 
-    def _attention(self, case: Case, reader: KeyAttentionReader) -> None:
-        mean, alpha = reader.mean(), reader.alpha()
+    def _attention(self, case: Case, reader: KeyAttentionReader, rate: bool) -> None:
+        mean = reader.mean()
+        nothing = torch.full((self._study.layers,), float("nan"), dtype=torch.float64)
         for name in self._study.names:
-            if len(rows := case.rows(name)):
+            rows = case.rows(name)
+            self.by_sample[name].append(mean[..., rows].mean((1, 2)) if len(rows) else nothing)
+            if len(rows):
                 self.attention[name].add(mean[..., rows].mean(-1))
-                self.rates[name].add((alpha[..., rows] > RATE).double().mean((1, 2)))
+                if rate:
+                    above = (reader.alpha()[..., rows] > RATE).double()
+                    self.rates[name].add(above.mean((1, 2)))
+
+    def parts(self, name: str) -> GroupParts:
+        """What `origin` needs of a group."""
+        whole = {site: self.vectors[site, name].norm() for site in STREAM}
+        along = (
+            {site: self.along[site, name].norm() for site in STREAM} if self._study.dims else whole
+        )
+        return GroupParts(name, whole, along, self.attention[name].value().mean(1))
 
 
 def check(handle: ModelHandle, settings: ScanSettings, asked: StudySettings) -> None:
@@ -122,73 +129,33 @@ def run(study: Study, settings: ScanSettings) -> Findings:
     for case, inputs in study.prepared_cases("Scanning"):
         scan.measure(case, inputs)
     charts = _charts(scan, study, settings)
-    where, text, parts = _origin(scan, study)
+    where, text, parts = origin(scan.parts(study.sink), scan.parts(study.reference), study.dims)
     tables = [_table(scan, study, settings), parts]
     summary = [text]
     if "attn" in settings.print:
+        tables.append(_intervals(scan, study))
         summary.append(_most_attention(scan, study))
     return Findings(tuple(summary), tuple(tables), tuple(charts), values=where)
 
 
-def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
-    """The first part whose norm at the sink stands out; on the sink dimensions, if known."""
-    sink, reference = study.sink, study.reference
-    places: list[tuple[str, Site, int]] = [("input", "block_in", 0)]
-    for layer in range(study.layers):
-        places += [("attention", "attn_out", layer), ("mlp", "mlp_out", layer)]
-
-    def norms(of: dict[tuple[Site, str], Vectors], name: str) -> list[float]:
-        site_norms = {site: of[site, name].norm().tolist() for site in SITES["hidden"]}
-        return [site_norms[site][layer] for _, site, layer in places]
-
-    whole = {name: norms(scan.vectors, name) for name in (sink, reference)}
-    along = {name: norms(scan.along, name) for name in (sink, reference)} if study.dims else whole
-    excess = [
-        sink_value - other for sink_value, other in zip(along[sink], along[reference], strict=True)
-    ]
-    origin = next(
-        (
-            index
-            for index, more in enumerate(excess)
-            if more >= HALF * max(excess)
-            and along[sink][index] >= STANDS_OUT * along[reference][index]
-        ),
-        None,
-    )
-    rows = tuple(
-        (
-            *(word, layer, whole[sink][index], whole[reference][index]),
-            *((along[sink][index], along[reference][index]) if study.dims else ()),
-        )
-        for index, (word, _, layer) in enumerate(places)
-    )
-    more = (f"{sink}_on_dims", f"{reference}_on_dims") if study.dims else ()
-    on = f" on dims {', '.join(map(str, study.dims))}" if study.dims else ""
-    table = Table(
-        "parts",
-        f"What each part writes: mean norm at {sink} and at {reference}",
-        ("part", "layer", sink, reference, *more),
-        rows,
+def _intervals(scan: Scan, study: Study) -> Table:
+    """Attention with bootstrap intervals, and the sink's excess over the reference."""
+    by_group = {name: torch.stack(rows) for name, rows in scan.by_sample.items()}  # (S, L)
+    by_group["excess"] = by_group[study.sink] - by_group[study.reference]
+    rows = []
+    for name, values in by_group.items():
+        for layer in range(study.layers):
+            one = study.resampling.mean(values[:, layer])
+            rows.append((name, layer, *numbers((one.value, one.low, one.high))))
+    return Table(
+        "attention",
+        "Attention to a token of each group, with bootstrap intervals over samples "
+        f"({study.settings.confidence:.0%})",
+        ("tokens", "layer", "attention", "attention_low", "attention_high"),
+        tuple(rows),
         keys=2,
-        note="input: what enters layer 0, the embedding or the vision tower's output.",
+        note=f"excess: {study.sink} minus {study.reference}, sample by sample.",
     )
-    if origin is None:
-        text = (
-            f"No part writes{on} at {sink} a vector of {STANDS_OUT:g} times its norm at "
-            f"{reference}: no layer stands out."
-        )
-        return {"part": None, "layer": None}, text, table
-    word, _, layer = places[origin]
-    where = {
-        "input": "at the input of layer 0 (the embedding, or the vision tower's output)",
-        "attention": f"in the attention of layer {layer}",
-        "mlp": f"in the MLP of layer {layer}",
-    }[word]
-    text = (
-        f"The sinks arise {where}: its norm{on} is {along[sink][origin]:.4g} at {sink} and "
-        f"{along[reference][origin]:.4g} at {reference}."
-    )
-    return {"part": word, "layer": layer}, text, table
 
 
 def _most_attention(scan: Scan, study: Study) -> str:

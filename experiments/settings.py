@@ -114,7 +114,8 @@ class _Shared:
         "Number of top neurons, those with the largest mean share of the energy.",
         low=1,
         high=MOST,
-        left_out="the fewest that reach the least share, at most 16 and one in 32",
+        left_out="the fewest that reach the least share, at most 16 and one in 32, or one in 16 "
+        "that hold 90 %",
     )
     min_share: float = setting(
         0.55,

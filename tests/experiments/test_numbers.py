@@ -55,6 +55,7 @@ def test_scan(world: World) -> None:
     result = world.run("scan", ScanSettings())
     seen = [(world.prompt(sample), world.inputs(sample)[2]) for sample in world.samples]
     layers, parts = table_named(result, "layers"), table_named(result, "parts")
+    by_sample: dict[tuple[str, int], list[float]] = {}
     for token in world.tokens:
         for layer in (0, 1):
             key = (f"tok{token}", layer)
@@ -79,6 +80,7 @@ def test_scan(world: World) -> None:
                 rates.append((alpha > 0.3).double().mean())
             assert near(ours("cos_qk"), float(torch.stack(cosines).mean()))
             assert near(ours("attention"), float(torch.stack(attention).mean()))
+            by_sample[key] = [float(one) for one in attention]
             assert near(ours("sink_rate"), float(torch.stack(rates).mean()))
             states = [s.residual[layer][token] for s, _ in seen]
             assert near(ours("norm_hidden"), mean_norm(states))
@@ -95,6 +97,15 @@ def test_scan(world: World) -> None:
             written = [s.mlp[layer][token] for s, _ in seen]
             assert near(ours("log10_norm_mlp"), math.log10(mean_norm(written)))
             assert near(ours("spread_mlp"), spread(written))
+    sink, other = (f"tok{token}" for token in world.tokens[:2])
+    for layer in (0, 1):
+        pairs = zip(by_sample[sink, layer], by_sample[other, layer], strict=True)
+        by_sample["excess", layer] = [a - b for a, b in pairs]
+    intervals = table_named(result, "attention")
+    for key, values in by_sample.items():
+        low, mean, high = (cell(intervals, key, f"attention{end}") for end in ("_low", "", "_high"))
+        assert near(mean, sum(values) / len(values))
+        assert min(values) <= low < mean < high <= max(values)
     for token in world.tokens[:2]:
         for layer in (0, 1):
             for part, which in (("attention", "attn"), ("mlp", "mlp")):

@@ -78,14 +78,20 @@ REFUSED = (
         {},
         r"top is 9999; .* allowed: 1",
     ),
-    ("qwen3", "ablate-mlp", AblateMLPSettings(2), {}, r"layer is 2; .* allowed: 0 to 1, .* behind"),
+    (
+        "qwen3",
+        "ablate-mlp",
+        AblateMLPSettings(2),
+        {},
+        r"layer is 2; .* allowed: 0 to 1, .* a layer after it",
+    ),
     ("qwen3", "ablate-mlp", AblateMLPSettings(0, top=40), {}, r"top is 40; .* allowed: 1 to "),
     (
         "qwen3",
         "decompose-mlp-in",
         DecomposeMLPInSettings(2),
         {},
-        r"layer is 2; .* 0 to 1, .* behind",
+        r"layer is 2; .* 0 to 1, .* a layer after it",
     ),
     (
         *("gpt2", "decompose-mlp-in", DecomposeMLPInSettings(0, before_norm=True), {}),

@@ -237,6 +237,20 @@ def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
     assert dims_for(z.double(), 0.5).tolist() == [1] and dims_for(z.double(), 0.75).tolist() == [2]
 
 
+def test_more_neurons_of_a_small_mlp_count_only_if_they_hold_nearly_everything() -> None:
+    """Two of 48 random neurons often hold 55 % of the energy, and almost never 90 %."""
+    z = torch.full((1, 48), 0.1)
+    z[0, 5], z[0, 9] = 4.0, -4.0
+    shared = held([z], None)
+    assert sorted(shared.top(0.55, 0).tolist()) == [5, 9] and shared.enough(0.55)
+    z[0, :5] = 1.2  # the two hold 82 %
+    chance = held([z], None)
+    assert not chance.enough(0.55)
+    with pytest.raises(NoNeuronsError, match=r"the 1 strongest hold 4\d% .* 55% are needed"):
+        chance.top(0.55, 0)
+    assert sorted(held([z], 2).top(0.55, 0).tolist()) == [5, 9]  # if two are asked for
+
+
 def test_of_an_even_number_of_samples_the_median_lies_between_the_two_in_the_middle() -> None:
     assert median(torch.tensor([0.9, 0.1, 0.5, 0.6])) == pytest.approx(0.55)
     # Shares of neuron 0; the lower one would not reach 0.55.
