@@ -72,7 +72,7 @@ def test_what_the_bundled_model_is_known_for(results: dict[str, Result]) -> None
     assert len(values("mlp-subspace")["top"]) > 4  # many neurons make them, not one
     for name in ("ablate-mlp", "decompose-mlp-in"):
         verdict = results[name].findings.verdict
-        assert verdict is not None and verdict.word == "negative" and verdict.specific
-        assert 0.1 < values(name)["removed"] < 0.8
+        assert verdict is not None and verdict.word == "negative"
+        assert values(name)["removed"] < 0.5  # so the strongest few of them do not carry the sinks
     for way in values("lower-attention").values():
         assert abs(way["change"]) < 0.05
