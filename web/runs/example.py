@@ -107,13 +107,16 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
         if before not in sinks or after in sinks:
             continue
         if best is None or share_with > best[0]:
-            row, column = divmod(after, maps[0].shape[1])
+            columns = maps[0].shape[1]
+            sink, strongest = (f"row {i // columns}, column {i % columns}" for i in (before, after))
             best = (
                 share_with,
                 index,
                 f"Look at \u201c{one.text.strip()}\u201d: without VAR, the strongest patch of the "
-                f"mean map is a sink, with {percent(share)} of the image\u2019s attention. "
-                f"With VAR it is row {row}, column {column}, with {percent(share_with)}.",
+                f"mean map is the sink at {sink}, with {percent(share)} of the image\u2019s "
+                f"attention. With VAR it has {percent(float(maps[1].flat[before]))}, and the "
+                f"strongest patch is {strongest}, with {percent(share_with)}. The linear scale "
+                "shows it best.",
             )
     return best and best[1:]
 
