@@ -47,7 +47,7 @@ def test_the_word_where_var_moves_the_strongest_patch_off_a_sink_to_one_that_sta
     assert found is not None and found[0] == 2
     assert found[1] == (
         "Look at “star”: without VAR, the strongest patch of the mean map is the sink at row 0, "
-        "column 1, with 62.5 % of the image’s attention. With VAR it has 31.2 %, and the strongest "
+        "column 3, with 62.5 % of the image’s attention. With VAR it has 31.3 %, and the strongest "
         "patch is row 2, column 1, with 62.5 %. The linear scale shows it best."
     )
 
