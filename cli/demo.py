@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train the bundled model from scratch, or resume an interrupted run.
 
-    Takes about 125 minutes on one CPU core; a GPU runs the same code. The folder is written at the
+    Takes about 210 minutes on one CPU core; a GPU runs the same code. The folder is written at the
     end of each stage, and the loss curve, training.png, next to the checkpoint.
     """
     with clear_errors():
