@@ -178,9 +178,12 @@ and without access to a model hub.
 {_stages_table(STAGES)}
 
 In addition to the answers, auxiliary heads (not in this folder) taught the shape, colour and place
-of each vision token, and, at each shape word, the colour and place of the named object. Three
-attention heads were taught where to look: the last heads of layers 3 and 4 at the word that a
-question is about, the first head of layer 3 at the object whose shape comes next in a description.
+of each vision token, and, at each shape word, the colour and place of the named object; from
+"compare" on also, at the second shape word of a "further left" question, the other object and
+which of the two is further left. Four attention heads were taught where to look: the last heads of
+layers 3 and 4 at the word that a question is about, the first head of layer 3 at the object whose
+shape comes next in a description, from "read" on the last head of the last layer at the second
+shape word of a "further left" question. "decide" gives the answers to these ten times the weight.
 
 **The sinks were trained in.** At this size they did not emerge by themselves. A loss term made
 background tokens that the model chose larger on the dimensions {list(SinkTeaching().dims)} of the
