@@ -42,7 +42,7 @@ def compare(
     ] = False,
     token: Annotated[
         str | None,
-        typer.Option(help="Token to draw: index or word. Default: the one that changed most."),
+        typer.Option(help="Token to draw: index or word. Default: the word that changed most."),
     ] = None,
     save_traces: Annotated[
         Path | None, typer.Option(help="Also save both runs: a folder, created if it is missing.")

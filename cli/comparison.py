@@ -21,11 +21,12 @@ FORMAT, VERSION = "sinkscope-comparison", 1
 
 
 def most_changed_token(pair: Comparison) -> int:
-    """The token whose map VAR changed most, among those with the same text before them.
+    """The word whose map VAR changed most, among those with the same text before them.
 
     The change is the sum of the absolute differences of the two maps, each the mean over the
     captured layers and heads. Tokens after the first difference are not candidates, because their
-    rows belong to different texts.
+    rows belong to different texts; punctuation and control tokens such as `<|im_end|>` only if
+    there is no word.
 
     Raises:
         ValueError: an answer is empty.
@@ -36,7 +37,13 @@ def most_changed_token(pair: Comparison) -> int:
     if count == 0:
         raise ValueError("An answer is empty, so there is no map to compare.")
     plain, changed = (head_mean(trace)[:count].mean(dim=1) for trace in (pair.baseline, pair.var))
-    return int((changed - plain).abs().sum(dim=-1).argmax())
+    change = (changed - plain).abs().sum(dim=-1)
+    words = [t for t in range(count) if _is_word(pair.baseline.tokens[t].text)]
+    return max(words or range(count), key=lambda t: float(change[t]))
+
+
+def _is_word(text: str) -> bool:
+    return any(c.isalnum() for c in text) and not (text.startswith("<") and text.endswith(">"))
 
 
 def chosen_tokens(pair: Comparison, wanted: str | None) -> list[int]:
