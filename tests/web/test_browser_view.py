@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,17 @@ HASH = """canvas => {
 
 
 def ready(page: Any) -> None:
-    page.wait_for_selector("[data-testid=inspector][data-ready]", state="attached")
+    """Waits for the first view. On a busy machine it did not come once in some hundred openings,
+    for a reason that is not known; then the page is opened again, and the summary warns of it."""
+    from playwright.sync_api import TimeoutError as NotInTime
+
+    shown = "[data-testid=inspector][data-ready]"
+    try:
+        page.wait_for_selector(shown, state="attached")
+    except NotInTime:
+        warnings.warn("the first view did not come; the page was opened again", stacklevel=2)
+        page.reload()
+        page.wait_for_selector(shown, state="attached")
 
 
 def drawn(page: Any, variant: str = "baseline") -> int:
