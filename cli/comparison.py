@@ -37,9 +37,9 @@ def most_changed_token(pair: Comparison) -> int:
     if count == 0:
         raise ValueError("An answer is empty, so there is no map to compare.")
     plain, changed = (head_mean(trace)[:count].mean(dim=1) for trace in (pair.baseline, pair.var))
-    change = (changed - plain).abs().sum(dim=-1)
+    change = (changed - plain).abs().sum(dim=-1).tolist()
     words = [t for t in range(count) if _is_word(pair.baseline.tokens[t].text)]
-    return max(words or range(count), key=lambda t: float(change[t]))
+    return max(words or range(count), key=change.__getitem__)
 
 
 def _is_word(text: str) -> bool:

@@ -180,9 +180,8 @@ class Packer:
         if question.kind in ("describe", "list"):  # about everything
             return [-1] * (prompt + reply)
         nouns = [i for i, t in enumerate(prompt_tokens) if t in self._shapes or t in self._plurals]
-        word = begin + (
-            nouns[-1] if nouns else len(prompt_tokens) - 2
-        )  # the last is the question mark
+        last = len(prompt_tokens) - 2  # before the question mark
+        word = begin + (nouns[-1] if nouns else last)
         # From the row before an answer's first token to the row before its end token.
         return [-1] * (prompt - 1) + [word] * (reply - 1) + [-1] * 2
 

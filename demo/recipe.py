@@ -236,6 +236,7 @@ _FIRST_SHARED = replace(_SHARED, surplus=0.3)
 _late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
 _seeing = partial(_late, grids=_MIXED, kinds=_MOST, repeat=0.6, vision_rate=0.6, hints=0.75)
 _ending = partial(_late, grids=_LAST_GRIDS, repeat=0.6, hints=0.5, sinks=_LAST_SINKS)
+_reading = partial(_ending, grids=_SMALL_AGAIN, kinds=_READ, comparing=0.5, winner_reading=0.1)
 
 STAGES: tuple[Stage, ...] = (
     Stage("see", 12_000, _SEEN, 5, (), (1.5e-3, 3e-4), batch=24),
@@ -264,24 +265,9 @@ STAGES: tuple[Stage, ...] = (
     # "Left" was answered with the leftmost object, named or not.
     _ending("compare", 10_400, kinds=_COMPARED, rate=(5e-4, 1e-5), comparing=1.0),
     # The second name held the winner then (99.8 %), but one answer in ten did not read it.
-    _ending(
-        *("read", 8_000),
-        grids=_SMALL_AGAIN,
-        kinds=_READ,
-        rate=(3e-4, 1e-5),
-        comparing=0.5,
-        winner_reading=0.1,
-    ),
+    _reading("read", 8_000, rate=(3e-4, 1e-5)),
     # That head looked there, but its vote was too weak against a shape that was seen wrongly.
-    _ending(
-        *("decide", 3_600),
-        grids=_SMALL_AGAIN,
-        kinds=_READ,
-        rate=(2.4e-4, 1e-5),
-        comparing=0.5,
-        winner_reading=0.1,
-        left_weight=10.0,
-    ),
+    _reading("decide", 3_600, rate=(2.4e-4, 1e-5), left_weight=10.0),
 )
 
 

@@ -243,8 +243,7 @@ def answer_loss(scores: Tensor, wanted: Tensor, batch: PackedBatch, left_weight:
     """
     if left_weight == 1:
         return F.cross_entropy(scores, wanted)
-    left = (comparing_rows(batch) & batch.predicting)[batch.predicting]
-    weights = torch.where(left, left_weight, 1.0)
+    weights = torch.where(comparing_rows(batch)[batch.predicting], left_weight, 1.0)
     return (weights * F.cross_entropy(scores, wanted, reduction="none")).sum() / weights.sum()
 
 

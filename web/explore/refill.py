@@ -42,10 +42,10 @@ def fill_at_start(form: Form, run: Run, handle: ModelHandle | None, coming: str)
         coming: the model that is loaded then. If it is the run's, tau is that of the run: with
             another one, the page would say at first that tau was changed.
     """
-    said = form_values_of(run)
-    values = control_values(said, handle, run.first.model.id)
-    if handle is None and coming == run.first.model.id and "tau" in said:
-        values["tau"] = said["tau"]
+    values_of_run = form_values_of(run)
+    values = control_values(values_of_run, handle, run.first.model.id)
+    if handle is None and coming == run.first.model.id and "tau" in values_of_run:
+        values["tau"] = values_of_run["tau"]
     for name, value in values.items():
         form.controls[name].value = value
     shown = form.image.postprocess(cached_image(run, form.image, keep=True))

@@ -110,9 +110,7 @@ def build_explore(
         event.then(*decoding, **QUIET)
     _connect_dims(form, loaded, load)
     _connect_refill(form, inspector, handlers)
-    if (
-        first is not None and first.kind == "example" and offered
-    ):  # the form has the example's values
+    if first is not None and first.kind == "example" and offered:
         fill_at_start(form, first, loaded.handle, settings.model.model)
     gr.on(
         [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
